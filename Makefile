@@ -1,0 +1,29 @@
+PYTHON ?= python3
+PY := .venv/bin/python
+export OMP_NUM_THREADS ?= $(shell nproc)
+
+.PHONY: setup demo test test-full lint
+
+setup: .venv/.done
+
+# torch and torchvision come together from the default index: a CPU-only torch beside its torchvision breaks at import
+.venv/.done: pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet uv
+	$(PY) -m uv pip install --python $(PY) -c constraints.txt -e '.[train,test,lint]'
+	touch $@
+
+demo: setup
+	$(PY) -m experiments.demo
+
+test: setup
+	$(PY) -m pytest
+
+# adds the full Stable Diffusion shapes: about 12 GB of memory
+test-full: setup
+	$(PY) -m pytest -m 'slow or not slow'
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy

@@ -1,0 +1,20 @@
+from guidance.branch import Branch, Guidance, guided
+from guidance.cfg import ClassifierFree
+from guidance.interval import Interval
+from guidance.multistage import Multistage, Stage
+from guidance.probe import Probe
+from guidance.rescale import Rescale
+from guidance.segmentation_free import SegmentationFree
+
+__all__ = [
+    "Branch",
+    "ClassifierFree",
+    "Guidance",
+    "Interval",
+    "Multistage",
+    "Probe",
+    "Rescale",
+    "SegmentationFree",
+    "Stage",
+    "guided",
+]

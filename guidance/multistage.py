@@ -1,0 +1,75 @@
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from guidance.branch import Branch, Guidance, Texts, check_number
+from guidance.cfg import ClassifierFree
+from samplers.schedule import Step
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`steps` steps under this prompt; None is the prompt of the image. `guidance` replaces the common inner one."""
+
+    prompt: str | None
+    steps: int | float
+    guidance: Guidance | None = None
+
+
+@dataclass(frozen=True)
+class Multistage:
+    """Multistage guidance (Qi, Deng, Li, FITEE 25(1), 2024): one prompt per span of steps, the latent running on.
+
+    stages  P_1, s_1 .. P_k, s_k in order, as Stage or as mappings of its fields. Their steps are counts that sum to
+            the sampler's S, or fractions that sum to 1, shared out by the largest remainder; 0 skips a stage.
+    inner   the guidance inside a stage (eq. 5 is classifier-free), unless the stage has its own. Step indices that
+            it sees count from the start of sampling.
+    """
+
+    stages: tuple[Stage, ...]
+    inner: Guidance = field(default_factory=ClassifierFree)
+
+    def __post_init__(self) -> None:
+        given: Sequence[Stage | Mapping[str, Any]] = self.stages
+        stages = tuple(stage if isinstance(stage, Stage) else Stage(**stage) for stage in given)
+        object.__setattr__(self, "stages", stages)
+        if not stages:
+            raise ValueError("stages is empty: name at least one {prompt: ..., steps: ...}")
+        for stage in stages:
+            check_number("stage steps", stage.steps)
+
+    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
+        stage = self.stage(step)
+        if stage.prompt is not None:
+            texts = replace(texts, cond=texts.encode(stage.prompt))
+        return (stage.guidance or self.inner).branches(texts, step)
+
+    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
+        return (self.stage(step).guidance or self.inner).combine(eps, x_t, step)
+
+    def stage(self, step: Step) -> Stage:
+        """The stage that rules at this step."""
+        end = 0
+        for stage, count in zip(self.stages, self.counts(step.n), strict=True):
+            end += count
+            if step.i < end:
+                return stage
+        raise AssertionError("counts sum to n")
+
+    def counts(self, n: int) -> list[int]:
+        """Steps of each stage when sampling takes n. Raises ValueError if they do not sum to it."""
+        wanted = [stage.steps for stage in self.stages]
+        total = sum(wanted)
+        if all(isinstance(steps, int) for steps in wanted):
+            if total != n:
+                raise ValueError(f"stage steps {wanted} sum to {total}, but the sampler takes {n} steps")
+            return [int(steps) for steps in wanted]
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"stage steps {wanted} sum to {total:g}: give counts that sum to {n}, or fractions to 1")
+        counts = [int(steps * n + 1e-9) for steps in wanted]
+        by_remainder = sorted(range(len(wanted)), key=lambda k: counts[k] - wanted[k] * n)
+        for k in by_remainder[: n - sum(counts)]:
+            counts[k] += 1
+        return counts

@@ -1,0 +1,53 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from guidance.branch import Branch, Texts, check_number, step_count
+from guidance.cfg import ClassifierFree
+from guidance.edits import scale_strongest
+from samplers.schedule import Step
+
+
+@dataclass(frozen=True)
+class SegmentationFree:
+    """Segmentation-free guidance (Azarian, Das, Hou, Porikli, arXiv 2407.04800, eq. 8-11 and algorithm 1).
+
+    The first t_s steps are classifier-free; then the negative pass sees the positive prompt, with each patch's own
+    concept, its strongest token in the cross-attention, pushed out: eps = eps_c + w_bar (eps_c - eps_n).
+
+    scale        g = w + 1 of the classifier-free steps
+    cfg_steps    t_s: a count (int) or a fraction of all steps (float), from the start of sampling
+    sf_strength  w_bar, smaller than w; 0 leaves the conditional alone
+    sf_scale     a: the strongest weight A_pk* becomes -a A_pk*; the paper prefers about 10
+    argmax       "head": each attention head names its own strongest token; "mean": their average does
+    candidates   "all_but_bos", the paper's words; "words" also leaves out EOS and padding
+    A negative prompt stands for the empty one in the classifier-free steps and takes no part in the others.
+    """
+
+    scale: float = 7.5
+    cfg_steps: int | float = 0.5
+    sf_strength: float = 2.0
+    sf_scale: float = 10.0
+    argmax: str = "head"
+    candidates: str = "all_but_bos"
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "sf_strength", "sf_scale"):
+            check_number(name, getattr(self, name))
+        step_count("cfg_steps", self.cfg_steps, 0)
+        if self.argmax not in ("head", "mean"):
+            raise ValueError(f"argmax='{self.argmax}': must be head or mean")
+        if self.candidates not in ("all_but_bos", "words"):
+            raise ValueError(f"candidates='{self.candidates}': must be all_but_bos or words")
+
+    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
+        if step.i < step_count("cfg_steps", self.cfg_steps, step.n):
+            return ClassifierFree(self.scale).branches(texts, step)
+        words = texts.cond.spans if self.candidates == "words" else None
+        push_out = scale_strongest(-self.sf_scale, self.argmax, words)
+        return {"cond": Branch(texts.cond), "rest": Branch(texts.cond, push_out)}
+
+    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
+        if "rest" not in eps:
+            return ClassifierFree(self.scale).combine(eps, x_t, step)
+        return eps["cond"] + self.sf_strength * (eps["cond"] - eps["rest"])

@@ -1,0 +1,6 @@
+from samplers.ddim import ddim
+from samplers.ddpm import ddpm
+from samplers.noise import ImageNoise
+from samplers.schedule import Schedule, Step, add_noise, as_eps
+
+__all__ = ["ImageNoise", "Schedule", "Step", "add_noise", "as_eps", "ddim", "ddpm"]

@@ -1,0 +1,148 @@
+"""The KL autoencoder of Stable Diffusion (Rombach et al. 2022, section 3.1). The latent scale lives here only.
+
+Letters of shapes: B images, C channels, H x W image pixels, h x w latent cells.
+"""
+
+import math
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldm.config import AutoencoderConfig
+
+EPS = 1e-6  # of every GroupNorm in this file; the U-Net's residual blocks use 1e-5
+
+
+class ResBlock(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, norm_groups: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_groups, in_channels, eps=EPS)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=EPS)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.conv_shortcut(x) + h
+
+
+class AttentionBlock(nn.Module):
+    """Residual self-attention with a single head over the cells of a feature map."""
+
+    def __init__(self, channels: int, norm_groups: int):
+        super().__init__()
+        self.group_norm = nn.GroupNorm(norm_groups, channels, eps=EPS)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = rearrange(self.group_norm(x), "B C h w -> B 1 (h w) C")
+        h = self.to_out(F.scaled_dot_product_attention(self.to_q(h), self.to_k(h), self.to_v(h)))
+        return x + rearrange(h, "B 1 (h w) C -> B C h w", h=x.shape[2])
+
+
+class Level(nn.Module):
+    """The blocks at one resolution."""
+
+    def __init__(self, resnets: list[ResBlock], attentions: list[AttentionBlock]):
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        self.downsample: nn.Conv2d | None = None
+        self.upsample: nn.Conv2d | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        for j, resnet in enumerate(self.resnets):
+            x = resnet(x)
+            if j < len(self.attentions):
+                x = self.attentions[j](x)
+        if self.downsample is not None:
+            x = self.downsample(F.pad(x, (0, 1, 0, 1)))  # right and bottom only
+        if self.upsample is not None:
+            x = self.upsample(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return x
+
+
+def middle(channels: int, norm_groups: int) -> Level:
+    resnets = [ResBlock(channels, channels, norm_groups) for _ in range(2)]
+    return Level(resnets, [AttentionBlock(channels, norm_groups)])
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        c, groups = config.channels, config.norm_groups
+        self.conv_in = nn.Conv2d(config.image_channels, c[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        width = c[0]
+        for i, channels in enumerate(c):
+            resnets = [
+                ResBlock(width if j == 0 else channels, channels, groups) for j in range(config.blocks_per_level)
+            ]
+            width = channels
+            level = Level(resnets, [])
+            if i < len(c) - 1:
+                level.downsample = nn.Conv2d(width, width, 3, stride=2)
+            self.down_blocks.append(level)
+        self.mid_block = middle(width, groups)
+        self.conv_norm_out = nn.GroupNorm(groups, width, eps=EPS)
+        self.conv_out = nn.Conv2d(width, 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_in(x)
+        for level in self.down_blocks:
+            h = level(h)
+        return self.conv_out(F.silu(self.conv_norm_out(self.mid_block(h))))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        c, groups = config.channels, config.norm_groups
+        width = c[-1]
+        self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
+        self.mid_block = middle(width, groups)
+        self.up_blocks = nn.ModuleList()
+        for i, channels in reversed(list(enumerate(c))):
+            resnets = [
+                ResBlock(width if j == 0 else channels, channels, groups) for j in range(config.blocks_per_level + 1)
+            ]
+            width = channels
+            level = Level(resnets, [])
+            if i > 0:
+                level.upsample = nn.Conv2d(width, width, 3, padding=1)
+            self.up_blocks.append(level)
+        self.conv_norm_out = nn.GroupNorm(groups, width, eps=EPS)
+        self.conv_out = nn.Conv2d(width, config.image_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        h = self.mid_block(self.conv_in(z))
+        for level in self.up_blocks:
+            h = level(h)
+        return self.conv_out(F.silu(self.conv_norm_out(h)))
+
+
+class Autoencoder(nn.Module):
+    """Images [B, 3, H, W] in [-1, 1] to latents [B, latent_channels, h, w] of about unit variance, and back."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.scale = config.scale
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+
+    def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance [B, latent_channels, h, w] of q(latent | image), both in latent units."""
+        mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        return mean * self.scale, logvar.clamp(-30.0, 20.0) + 2 * math.log(self.scale)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Image [B, 3, H, W] of a latent, about in [-1, 1] and not clamped."""
+        return self.decoder(self.post_quant_conv(latent / self.scale))

@@ -1,0 +1,86 @@
+"""The shape of a model: frozen dataclasses of plain numbers, and the published Stable Diffusion families as values."""
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Latent U-Net with spatial transformers (Rombach et al. 2022). Tuples hold one entry per resolution level."""
+
+    in_channels: int = 4
+    out_channels: int = 4
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    blocks_per_level: int = 2
+    attention: tuple[bool, ...] = (True, True, True, False)
+    heads: tuple[int, ...] = (8, 8, 8, 8)  # the number of heads: not their width, and not to be read off the weights
+    text_width: int = 768
+    linear_projection: bool = False  # projections around a transformer: linear (SD 2) or 1x1 convolutions (SD 1)
+    norm_groups: int = 32
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """KL autoencoder; one resolution level per entry of `channels`, so its factor is 2 ** (levels - 1)."""
+
+    image_channels: int = 3
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    blocks_per_level: int = 2
+    norm_groups: int = 32
+    scale: float = 0.18215  # latents are multiplied by it, so that they have about unit variance
+
+
+@dataclass(frozen=True)
+class TextEncoderConfig:
+    """CLIP text transformer. `layers` counts those that are run: 23 of OpenCLIP-H's 24 in SD 2."""
+
+    width: int = 768
+    mlp_width: int = 3072
+    layers: int = 12
+    heads: int = 12
+    vocab: int = 49408
+    context: int = 77
+    activation: str = "quick_gelu"  # or "gelu", the exact one
+    pad_id: int = 49407
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The numbers of the noise schedule the network was trained with; samplers.Schedule turns them into tensors."""
+
+    num_timesteps: int = 1000
+    kind: str = "scaled_linear"  # or "linear", "cosine"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    prediction: str = "eps"  # or "v", "x0"; "" where a file does not say
+    spacing: str = "leading"  # or "trailing", "linspace"
+    steps_offset: int = 1  # added to leading timesteps
+    ends_clean: bool = False  # the last DDIM step ends at alpha_bar 1 and not at alpha_bar[0] (set_alpha_to_one)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    unet: UNetConfig = UNetConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    text: TextEncoderConfig = TextEncoderConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    image_size: int = 512  # pixels; the size it was trained at
+
+    @property
+    def downscale(self) -> int:
+        """Image pixels per latent cell, along one side."""
+        return 2 ** (len(self.autoencoder.channels) - 1)
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of an image must be multiples of this many pixels."""
+        return self.downscale * 2 ** (len(self.unet.channels) - 1)
+
+
+SD1 = ModelConfig()
+SD1_INPAINTING = replace(SD1, unet=UNetConfig(in_channels=9))
+SD2 = ModelConfig(  # 2.0 and 2.1: "-base" at 512 px predicts eps, the others at 768 px v; their files do not say which
+    unet=UNetConfig(heads=(5, 10, 20, 20), text_width=1024, linear_projection=True),
+    text=TextEncoderConfig(width=1024, mlp_width=4096, layers=23, heads=16, activation="gelu", pad_id=0),
+    schedule=ScheduleConfig(prediction=""),
+)

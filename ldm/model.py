@@ -1,0 +1,91 @@
+"""A latent diffusion model as one value."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm import checkpoint
+from ldm.autoencoder import Autoencoder
+from ldm.config import ModelConfig
+from ldm.text import Text, TextEncoder, Texts, Tokenizer
+from ldm.unet import UNet
+
+
+@dataclass(frozen=True)
+class LatentDiffusion:
+    """The three networks, in one dtype and on one device, and the numbers they were made with."""
+
+    unet: UNet
+    autoencoder: Autoencoder
+    text_encoder: TextEncoder
+    config: ModelConfig
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.config.text.pad_id, self.config.text.context)
+
+    @property
+    def device(self) -> torch.device:
+        return self.unet.conv_in.weight.device
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: list[str]) -> Text:
+        """The U-Net's condition for each prompt, cut to 77 tokens."""
+        tokens = self.tokenizer(prompts)
+        return Text(self.text_encoder(tokens.ids.to(self.device)), tokens.spans)
+
+    def texts(self, prompts: list[str], negative: list[str] | None = None) -> Texts:
+        """What a guidance draws on, for a batch of images with these prompts; negative prompts are empty by default."""
+
+        @lru_cache
+        def for_all(prompt: str) -> Text:
+            return self.encode_text([prompt] * len(prompts))
+
+        return Texts(self.encode_text(prompts), self.encode_text(negative or [""] * len(prompts)), for_all)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(C, h, w) of the latent of an image; its sides must be multiples of `config.size_multiple` pixels.
+
+        Raises ValueError for a size that the networks cannot take.
+        """
+        multiple = self.config.size_multiple
+        if min(height, width) < multiple or height % multiple or width % multiple:
+            raise ValueError(f"height={height} width={width}: both must be multiples of {multiple} pixels")
+        down = self.config.downscale
+        return self.config.autoencoder.latent_channels, height // down, width // down
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] of latents [B, C, h, w]."""
+        image = self.autoencoder.decode(latents.to(self.unet.conv_in.weight.dtype)).float()
+        return (image / 2 + 0.5).clamp(0, 1)
+
+
+EMBEDDED = {"emoji": Path(__file__).parent / "weights" / "emoji"}
+
+
+def load_model(
+    source: str | Path = "emoji",
+    *,
+    config: str | Path | None = None,
+    prediction: str | None = None,
+    ema: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> LatentDiffusion:
+    """The embedded model "emoji", a checkpoint (single file or diffusers folder), or a hub id "owner/name".
+
+    config      YAML of a single file that is not of a published family: CompVis's, or one of ModelConfig's fields
+    prediction  "eps", "v" or "x0": what the U-Net predicts, whatever a config says; needed for SD 2 single files
+    ema         take a single file's averaged copies of the U-Net's weights
+
+    Raises ValueError or an OSError, in one line, for whatever is not there, damaged, unknown or does not fit.
+    """
+    path = EMBEDDED.get(str(source)) or checkpoint.locate(str(source))
+    networks, model_config = checkpoint.read(
+        path, None if config is None else Path(config), prediction, ema, dtype, torch.device(device)
+    )
+    return LatentDiffusion(*networks, model_config)

@@ -1,0 +1,171 @@
+"""The latent U-Net of Stable Diffusion (Rombach et al. 2022).
+
+Letters of shapes: B rows, C channels, h x w the latent grid, L text tokens.
+Parameter names are those of a diffusers folder, but for the few that ldm/checkpoint.py lists.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.attention import Attention, Edits, SpatialTransformer
+from ldm.config import UNetConfig
+
+
+def timestep_embedding(t: Tensor, width: int) -> Tensor:
+    """Sinusoids [B, width] of timesteps t [B]: cosines, then sines, at frequencies 1e4 ** (-i / (width / 2))."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000.0) / half))
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(width, out)
+        self.linear_2 = nn.Linear(out, out)
+
+    def forward(self, t: Tensor) -> Tensor:
+        h = timestep_embedding(t, self.linear_1.in_features).to(self.linear_1.weight.dtype)
+        return self.linear_2(F.silu(self.linear_1(h)))
+
+
+class ResBlock(nn.Module):
+    """Two convolutions with the time embedding [B, time_width] added between them."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_width: int, norm_groups: int):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_groups, in_channels, eps=1e-5)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_width, out_channels)
+        self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=1e-5)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.conv_shortcut(x) + h
+
+
+class NoAttention(nn.Module):
+    """Stands where a level has no spatial transformer."""
+
+    def forward(self, x: Tensor, text: Tensor, edits: Edits) -> Tensor:
+        return x
+
+
+class DownLevel(nn.Module):
+    """Blocks at one resolution on the way down; returns the output of each, and of the downsampling at their end."""
+
+    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], downsample: nn.Module | None):
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, edits: Edits) -> list[Tensor]:
+        out = []
+        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
+            x = attention(resnet(x, time), text, edits)
+            out.append(x)
+        if self.downsample is not None:
+            out.append(self.downsample(x))
+        return out
+
+
+class Middle(nn.Module):
+    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module]):
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+
+    def forward(self, x: Tensor, time: Tensor, text: Tensor, edits: Edits) -> Tensor:
+        x = self.attentions[0](self.resnets[0](x, time), text, edits)
+        return self.resnets[1](x, time)
+
+
+class UpLevel(nn.Module):
+    """Blocks at one resolution on the way up, each fed one of the features that the way down left."""
+
+    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], upsample: nn.Module | None):
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        self.upsample = upsample
+
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, edits: Edits) -> Tensor:
+        for resnet, attention, skip in zip(self.resnets, self.attentions, skips, strict=True):
+            x = attention(resnet(torch.cat([x, skip], dim=1), time), text, edits)
+        return x if self.upsample is None else self.upsample(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class UNet(nn.Module):
+    """eps, v or x0 (as it was trained) of a noisy latent under a text.
+
+    forward(x_t, t, text, edits) -> [B, out_channels, h, w]
+      x_t   [B, in_channels, h, w], h and w multiples of 2 ** (levels - 1)
+      t     timestep, 0 .. num_timesteps - 1: an int, or one per row [B]
+      text  [B, L, text_width]
+      edits one AttentionEdit or None per branch, the rows being split evenly over them in order; () for none
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        c, blocks = config.channels, config.blocks_per_level
+        top = len(c) - 1
+        time_width = 4 * c[0]
+
+        def resnet(in_channels: int, out_channels: int) -> nn.Module:
+            return ResBlock(in_channels, out_channels, time_width, config.norm_groups)
+
+        def transformer(i: int) -> nn.Module:
+            return SpatialTransformer(
+                c[i], config.heads[i], config.text_width, config.linear_projection, config.norm_groups
+            )
+
+        def transformers(i: int, count: int) -> list[nn.Module]:
+            return [transformer(i) if config.attention[i] else NoAttention() for _ in range(count)]
+
+        self.time_embedding = TimeEmbedding(c[0], time_width)
+        self.conv_in = nn.Conv2d(config.in_channels, c[0], 3, padding=1)
+
+        width, skips = c[0], [c[0]]  # channels of the stream, and of what it leaves for the way up
+        self.down_blocks = nn.ModuleList()
+        for i in range(len(c)):
+            resnets = [resnet(width if j == 0 else c[i], c[i]) for j in range(blocks)]
+            downsample = nn.Conv2d(c[i], c[i], 3, stride=2, padding=1) if i < top else None
+            self.down_blocks.append(DownLevel(resnets, transformers(i, blocks), downsample))
+            width = c[i]
+            skips += [width] * (blocks + (i < top))
+
+        self.mid_block = Middle([resnet(width, width), resnet(width, width)], [transformer(top)])
+
+        self.blocks_up = blocks + 1
+        self.up_blocks = nn.ModuleList()
+        for i in reversed(range(len(c))):
+            resnets = [resnet((width if j == 0 else c[i]) + skips.pop(), c[i]) for j in range(self.blocks_up)]
+            upsample = nn.Conv2d(c[i], c[i], 3, padding=1) if i > 0 else None
+            self.up_blocks.append(UpLevel(resnets, transformers(i, self.blocks_up), upsample))
+            width = c[i]
+
+        self.conv_norm_out = nn.GroupNorm(config.norm_groups, c[0], eps=1e-5)
+        self.conv_out = nn.Conv2d(c[0], config.out_channels, 3, padding=1)
+
+        for name, module in self.named_modules():
+            if isinstance(module, Attention):
+                module.name = name
+
+    def forward(self, x_t: Tensor, t: int | Tensor, text: Tensor, edits: Edits = ()) -> Tensor:
+        time = self.time_embedding(torch.as_tensor(t, device=x_t.device).expand(len(x_t)))
+        skips = [self.conv_in(x_t)]
+        for level in self.down_blocks:
+            skips += level(skips[-1], time, text, edits)
+        h = self.mid_block(skips[-1], time, text, edits)
+        for level in self.up_blocks:
+            h = level(h, [skips.pop() for _ in range(self.blocks_up)], time, text, edits)
+        return self.conv_out(F.silu(self.conv_norm_out(h)))

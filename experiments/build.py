@@ -1,0 +1,174 @@
+"""From a composed config to the objects it names."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from guidance import Guidance
+from ldm import LatentDiffusion, load_model
+from ldm.config import ScheduleConfig
+from ldm.text import Text, Texts
+from samplers import Schedule, Step
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    text: str | None  # None: the guidance brings its own, stage by stage
+    negative: str
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A run of steps under one prompt; None is the image's own."""
+
+    prompt: str | None
+    steps: int
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a guidance is going to do, learnt by asking it for the branches of every step."""
+
+    evaluations: int  # of the U-Net, per image
+    stages: list[Stretch]
+
+
+def device(name: str) -> torch.device:
+    """The device meant; "auto" is the first GPU, or the CPU. Raises ValueError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(name)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={name} is not available here: use device=cpu, or device=auto") from error
+    torch.backends.cudnn.allow_tf32 = False
+    return chosen
+
+
+def model(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDiffusion:
+    """The model group's checkpoint. Raises ValueError or OSError naming what is wrong with it."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
+    return load_model(
+        cfg.path, config=cfg.config, prediction=cfg.prediction, ema=cfg.ema, dtype=DTYPES[dtype], device=device
+    )
+
+
+def schedule(config: ScheduleConfig) -> Schedule:
+    return Schedule(config.num_timesteps, config.kind, config.beta_start, config.beta_end)
+
+
+def steps(cfg: DictConfig, config: ScheduleConfig) -> list[Step]:
+    """The sampler group's steps through the model's schedule."""
+    if type(cfg.steps) is not int:
+        raise ValueError(f"sampler.steps={cfg.steps}: must be a whole number")
+    return schedule(config).steps(cfg.steps, cfg.spacing or config.spacing, config.steps_offset)
+
+
+def sampler(cfg: DictConfig, config: ScheduleConfig) -> Callable[..., Iterator[tuple[Step, Tensor, Tensor]]]:
+    """sampler(denoise, x_T, noise=...) -> generator: the sampler group's function with its settings and steps."""
+    if not 0 <= cfg.get("eta", 0) <= 1:
+        raise ValueError(f"sampler.eta={cfg.eta}: must be between 0 and 1")
+    settings = {key: value for key, value in cfg.items() if key not in ("steps", "spacing")}
+    if "final" in cfg and cfg.final is None and config.ends_clean:
+        settings["final"] = 1.0
+    function = create({"_partial_": True, **settings}, "sampler")
+    return partial(function, steps=steps(cfg, config), alpha_bar=schedule(config).alpha_bar)
+
+
+def guidance(cfg: DictConfig) -> Guidance:
+    """The guidance group's object, with whatever it is nested of."""
+    return create(cfg, "guidance")
+
+
+def create(cfg: DictConfig | dict[Any, Any], group: str) -> Any:
+    """What the config's `_target_` makes of its other keys. Raises ValueError naming a wrong setting."""
+    try:
+        return instantiate(cfg, _convert_="all")
+    except InstantiationException as error:
+        raise ValueError(f"{group}: {error.__cause__ or error}") from error
+
+
+def rehearse(guidance: Guidance, steps: list[Step]) -> Rehearsal:
+    """Raises ValueError for a guidance that does not fit these steps, before anything is sampled."""
+    known: list[tuple[Text, str | None]] = []
+
+    def encode(prompt: str | None) -> Text:
+        known.append((Text(torch.empty(0)), prompt))
+        return known[-1][0]
+
+    texts = Texts(encode(None), encode(""), encode)
+    evaluations, stages = 0, list[Stretch]()
+    for step in steps:
+        branches = guidance.branches(texts, step)
+        evaluations += len(branches)
+        prompt = next(prompt for text, prompt in known if text is branches["cond"].text)
+        if stages and stages[-1].prompt == prompt:
+            stages[-1] = Stretch(prompt, stages[-1].steps + 1)
+        else:
+            stages.append(Stretch(prompt, 1))
+    return Rehearsal(evaluations, stages)
+
+
+def prompts(cfg: DictConfig) -> list[Prompt]:
+    """The prompts asked for: `prompt`, or the prompts group's lines or file."""
+    group = cfg.get("prompts")
+    if group is None:
+        return [Prompt(None if cfg.prompt is None else str(cfg.prompt), str(cfg.negative_prompt))]
+    if cfg.prompt is not None:
+        raise ValueError("both prompt and prompts are given: leave one of them out")
+    records = [{"prompt": line} for line in group.lines] if "lines" in group else read_prompts(Path(group.path))
+    return [Prompt(str(r["prompt"]), str(r.get("negative_prompt") or cfg.negative_prompt)) for r in records]
+
+
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """Records with a prompt each, of a .txt, .jsonl or .csv file. Raises ValueError naming the line that is wrong."""
+    if not path.is_file():
+        raise ValueError(f"prompts.path={path}: there is no such file")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if path.suffix == ".txt":
+        records = [{"prompt": line.strip()} for line in lines if line.strip()]
+    elif path.suffix == ".jsonl":
+        records = []
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
+                if not isinstance(record, dict) or "prompt" not in record:
+                    raise ValueError(f'{path}, line {number}: must be an object with a "prompt"')
+                records.append(record)
+    elif path.suffix == ".csv":
+        records = list(csv.DictReader(lines))
+        if records and "prompt" not in records[0]:
+            raise ValueError(f"{path}: its first line must name a column prompt")
+    else:
+        raise ValueError(f"prompts.path={path}: must end in .txt, .jsonl or .csv")
+    if not records:
+        raise ValueError(f"{path}: holds no prompts")
+    return records
+
+
+def seeds(cfg: DictConfig) -> list[int]:
+    """Raises ValueError for a seed that is no whole number of 32 bits, and for repeated ones."""
+    wanted = list(cfg.seeds) if OmegaConf.is_list(cfg.seeds) else [cfg.seeds]
+    for seed in wanted:
+        if type(seed) is not int or not 0 <= seed < 2**32:
+            raise ValueError(f"seed {seed}: must be a whole number from 0 to {2**32 - 1}")
+    if len(set(wanted)) < len(wanted) or not wanted:
+        raise ValueError(f"seeds={wanted}: at least one, and none of them twice")
+    return wanted

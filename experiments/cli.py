@@ -1,0 +1,62 @@
+"""The frame of every verb: Hydra composes the config; errors a user can cause become one line and an exit status."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+
+
+def run(main: Callable[[DictConfig], None], config_name: str) -> None:
+    """Run a verb. A failing job of a sweep is reported, the others run, and the sweep exits with 1 at its end.
+
+    HYDRA_FULL_ERROR=1 shows the traceback of any error.
+    """
+    traceback_wanted = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, so that it can be said in one line here
+    failed: list[str] = []
+
+    def job(cfg: DictConfig) -> None:
+        try:
+            main(cfg)
+        except USER_ERRORS as error:
+            if traceback_wanted:
+                raise
+            hydra_config = HydraConfig.get()
+            where = f" in job {hydra_config.job.override_dirname}" if hydra_config.mode == RunMode.MULTIRUN else ""
+            failed.append(where)
+            say(f"error{where}: {one_line(error)}")
+
+    try:
+        hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(job)()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except USER_ERRORS as error:
+        if traceback_wanted:
+            raise
+        say(f"error: {one_line(error)}")
+        sys.exit(1)
+    finally:
+        if not traceback_wanted:
+            del os.environ["HYDRA_FULL_ERROR"]
+    if failed:
+        sys.exit(1)
+
+
+def one_line(error: Exception) -> str:
+    """OmegaConf adds lines about its own types to what is wrong; Hydra's further lines list what there is to choose."""
+    return str(error).splitlines()[0] if isinstance(error, OmegaConfBaseException) else str(error)
+
+
+def say(line: str) -> None:
+    """A line for the user, on standard error."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,168 @@
+"""The run folder: what was asked, on what, and one line per finished picture.
+
+images/PPPPP_SEED.png  samples.jsonl  run.json  grid.png  latents.safetensors (when asked)  .hydra/ (Hydra's own)
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from experiments.pictures import save_png, to_image
+
+PACKAGES = ("torch", "numpy", "safetensors", "open_clip_torch", "hydra-core")
+
+
+class Run:
+    """A folder that is being filled batch by batch, and can be gone on with after an interruption.
+
+    Raises ValueError if the folder holds a run of another config, and OSError, with complete pictures kept, if it
+    cannot be written to.
+    """
+
+    def __init__(self, folder: Path, config: dict[str, Any], device: torch.device):
+        self.folder = folder
+        self.lines = folder / "samples.jsonl"
+        record = folder / "run.json"
+        if record.exists():
+            differs = difference(json.loads(record.read_text())["config"], config)
+            if differs:
+                raise ValueError(f"{folder} holds a run of another config ({differs}): choose another hydra.run.dir")
+        self.records = {(r["prompt_index"], r["seed"]): r for r in read_lines(self.lines)}
+        try:
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            write(record, json.dumps(describe(config, device), indent=1))
+            write(self.lines, "".join(json.dumps(r) + "\n" for r in self.records.values()))
+        except OSError as error:
+            raise self.unwritable(error) from error
+
+    def has(self, batch: int, keys: list[tuple[int, int]], latents: bool) -> bool:
+        """Whether this batch of (prompt index, seed) is complete."""
+        pictures = all(key in self.records and (self.folder / self.records[key]["file"]).exists() for key in keys)
+        return pictures and (not latents or self.part(batch).exists() or (self.folder / "latents.safetensors").exists())
+
+    def add(self, image: Tensor, determined_by: dict[str, Any], record: dict[str, Any]) -> None:
+        """Store an image [3, H, W] in [0, 1] and its line; `determined_by` goes into the PNG itself."""
+        file = f"images/{record['prompt_index']:05d}_{record['seed']}.png"
+        try:
+            save_png(to_image(image), self.folder / file, determined_by)
+            digest = hashlib.sha256((self.folder / file).read_bytes()).hexdigest()
+            record = {**record, "file": file, "sha256": digest}
+            key = record["prompt_index"], record["seed"]
+            if key in self.records:  # a batch that is made whole again
+                self.records[key] = record
+                write(self.lines, "".join(json.dumps(r) + "\n" for r in self.records.values()))
+            else:
+                append(self.lines, json.dumps(record) + "\n")
+                self.records[key] = record
+        except OSError as error:
+            raise self.unwritable(error) from error
+
+    def add_latents(self, batch: int, x_T: Tensor, x_0: Tensor) -> None:
+        """Store a batch's first noise and last latent [B, C, h, w]; `join_latents` makes one file of all batches."""
+        tensors = {"x_T": x_T.cpu().contiguous(), "x_0": x_0.cpu().contiguous()}
+        path = self.part(batch)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            save_file(tensors, path.with_suffix(".tmp"))
+            os.replace(path.with_suffix(".tmp"), path)
+        except Exception as error:  # safetensors has an error of its own for a full disk
+            raise self.unwritable(error) from error
+        finally:
+            path.with_suffix(".tmp").unlink(missing_ok=True)
+
+    def join_latents(self, batches: int) -> None:
+        target = self.folder / "latents.safetensors"
+        if target.exists():
+            return
+        parts = [load_file(self.part(batch)) for batch in range(batches)]
+        try:
+            save_file({k: torch.cat([p[k] for p in parts]) for k in ("x_T", "x_0")}, target.with_suffix(".tmp"))
+            os.replace(target.with_suffix(".tmp"), target)
+        except Exception as error:
+            raise self.unwritable(error) from error
+        finally:
+            target.with_suffix(".tmp").unlink(missing_ok=True)
+        shutil.rmtree(self.folder / "latents")
+
+    def part(self, batch: int) -> Path:
+        return self.folder / "latents" / f"{batch:05d}.safetensors"
+
+    def unwritable(self, error: Exception) -> OSError:
+        reason = getattr(error, "strerror", None) or error
+        return OSError(
+            f"cannot write to {self.folder}: {reason}; its complete pictures are kept, mend it and run again"
+        )
+
+
+def describe(config: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Everything about a run that its config does not say."""
+    return {
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "threads": torch.get_num_threads(),
+        "config": config,
+    }
+
+
+def commit() -> str | None:
+    """The commit of this code, with "+changes" if the work tree differs from it; None outside a git checkout."""
+
+    def git(*arguments: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a samples.jsonl; a last line that a killed process left unfinished does not count."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def append(path: Path, line: str) -> None:
+    """A whole line or nothing."""
+    size = path.stat().st_size
+    try:
+        with path.open("a") as file:
+            file.write(line)
+    except OSError:
+        os.truncate(path, size)
+        raise
+
+
+def difference(old: Any, new: Any, name: str = "") -> str:
+    """The first setting in which two resolved configs differ, or ""."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in {**old, **new}:
+            found = difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+            if found:
+                return found
+        return ""
+    return "" if old == new else f"{name} was {old}, now is {new}"

@@ -1,0 +1,182 @@
+"""python -m experiments.sample: pictures of prompts x seeds under a guidance. See conf/sample.yaml and the README."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments import build, cli
+from experiments.logger import Logger
+from experiments.pictures import save_png, sheet
+from experiments.runs import Run
+from guidance import Guidance, guided
+from ldm import LatentDiffusion
+from samplers import ImageNoise, Step, as_eps
+
+
+def main(cfg: DictConfig) -> None:
+    prompts, seeds = build.prompts(cfg), build.seeds(cfg)
+    guidance = build.guidance(cfg.guidance)
+    device = build.device(cfg.device)
+    if type(cfg.batch_size) is not int or cfg.batch_size < 1:
+        raise ValueError(f"batch_size={cfg.batch_size}: must be a whole number of at least 1")
+
+    model = build.model(cfg.model, device, cfg.dtype)
+    config = model.config
+    if config.unet.in_channels != config.autoencoder.latent_channels:
+        raise ValueError(f"{cfg.model.path} is an inpainting model: this verb makes pictures from text alone")
+    size = cfg.height or config.image_size, cfg.width or config.image_size
+    shape = model.latent_shape(*size)
+    plan = [(p, seed) for p in range(len(prompts)) for seed in seeds]
+    batches = [plan[i : i + cfg.batch_size] for i in range(0, len(plan), cfg.batch_size)]
+    given_noise = None if cfg.noise is None else read_noise(Path(cfg.noise), (len(plan), *shape))
+
+    steps = build.steps(cfg.sampler, config.schedule)
+    rehearsal = build.rehearse(guidance, steps)
+    if prompts[0].text is None and any(stage.prompt is None for stage in rehearsal.stages):
+        raise ValueError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
+    cut = warn_of_cut_prompts(model, prompts, rehearsal)
+
+    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    del settings["logger"]
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    run = Run(folder, settings, device)
+    logger = Logger(cfg.logger, settings, folder)
+    sampler = build.sampler(cfg.sampler, config.schedule)
+
+    with torch.inference_mode(), tqdm(total=len(batches) * len(steps), unit="step", desc="sampling") as bar:
+        for b, batch in enumerate(batches):
+            if run.has(b, batch, cfg.save_latents):
+                bar.update(len(steps))
+                continue
+            start = time.perf_counter()
+            batch_prompts, batch_seeds = [prompts[p] for p, _ in batch], [seed for _, seed in batch]
+            noise = ImageNoise(batch_seeds, shape, device)
+            x_T = noise()
+            if given_noise is not None:
+                x_T = given_noise[b * cfg.batch_size :][: len(batch)].to(device)
+            x_0 = sample(model, guidance, partial(sampler, noise=noise), x_T, batch_prompts, bar.update)
+            images = model.decode(x_0).cpu()
+            if cfg.save_latents:
+                run.add_latents(b, x_T, x_0)
+            seconds = (time.perf_counter() - start) / len(batch)
+            for (p, seed), image in zip(batch, images, strict=True):
+                record = {"prompt_index": p, **asked(prompts[p], rehearsal), "seed": seed}
+                record |= {"evaluations": rehearsal.evaluations, "seconds": round(seconds, 4)}
+                record |= {"cut": cut[p]} if p in cut else {}
+                run.add(image, determined_by(settings, prompts[p], seed, size), record)
+            logger.log({"seconds_per_image": seconds, "images": len(run.records)})
+
+    if cfg.save_latents:
+        run.join_latents(len(batches))
+    records = [run.records[key] for key in plan]
+    save_png(grid(folder, records, len(seeds)), folder / "grid.png")
+    mean = sum(record["seconds"] for record in records) / len(records)
+    logger.log({"mean_seconds_per_image": mean, "unet_evaluations_per_image": rehearsal.evaluations})
+    logger.images("samples", records, folder)
+    logger.finish()
+    print(
+        f"{len(records)} pictures, {mean:.2f} s and {rehearsal.evaluations} U-Net evaluations each: {folder}/grid.png"
+    )
+
+
+def sample(
+    model: LatentDiffusion,
+    guidance: Guidance,
+    sampler: Callable[..., Iterator[tuple[Step, Tensor, Tensor]]],
+    x_T: Tensor,
+    prompts: list[build.Prompt],
+    progress: Callable[[], Any],
+) -> Tensor:
+    """Latents x_0 [B, C, h, w] of a batch. Raises ValueError naming the first step after which they are not finite."""
+    schedule = model.config.schedule
+    predict = as_eps(model.unet, schedule.prediction, build.schedule(schedule).alpha_bar)
+    texts = model.texts([prompt.text or "" for prompt in prompts], [prompt.negative for prompt in prompts])
+    steps, finite = [], []
+    for step, x_t, _ in sampler(guided(predict, guidance, texts), x_T):  # noqa: B007
+        steps.append(step)
+        finite.append(x_t.isfinite().all())
+        progress()
+    bad = (~torch.stack(finite)).nonzero().flatten().tolist()  # looked at once, so that the loop never waits for a GPU
+    if bad:
+        step = steps[bad[0]]
+        raise ValueError(
+            f"latents are not finite after step {step.i + 1} of {step.n} (timestep {step.t}): "
+            "lower the guidance's scales, or use dtype=float32 if this was float16"
+        )
+    return x_t
+
+
+def asked(prompt: build.Prompt, rehearsal: build.Rehearsal) -> dict[str, Any]:
+    """What a picture was asked to show: its prompt, and its stages if they have prompts of their own."""
+    record: dict[str, Any] = {} if prompt.text is None else {"prompt": prompt.text}
+    if any(stage.prompt is not None for stage in rehearsal.stages):
+        record["stages"] = [{"prompt": stage.prompt or prompt.text, "steps": stage.steps} for stage in rehearsal.stages]
+    return record | {"negative_prompt": prompt.negative}
+
+
+def determined_by(settings: dict[str, Any], prompt: build.Prompt, seed: int, size: tuple[int, int]) -> dict[str, Any]:
+    """What a picture depends on, so that equal pictures are equal files: no path, device, time or neighbours."""
+    noise = settings["noise"] and hashlib.sha256(Path(settings["noise"]).read_bytes()).hexdigest()
+    return {
+        "prompt": prompt.text,
+        "negative_prompt": prompt.negative,
+        "seed": seed,
+        "size": size,
+        "noise": noise,
+        "model": {key: settings["model"][key] for key in ("name", "prediction", "ema")},
+        **{key: settings[key] for key in ("sampler", "guidance", "dtype")},
+    }
+
+
+def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """The first draws x_T [images, C, h, w] from a file. Raises ValueError if they are not of this shape."""
+    if not path.is_file():
+        raise ValueError(f"noise={path}: there is no such file")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"noise={path}: not a whole safetensors file: {error}") from error
+    if "x_T" not in tensors:
+        raise ValueError(f"noise={path}: has no tensor x_T, only {', '.join(tensors) or 'nothing'}")
+    if tensors["x_T"].shape != shape:
+        raise ValueError(f"noise={path}: x_T is {list(tensors['x_T'].shape)}, but these images need {list(shape)}")
+    return tensors["x_T"].float()
+
+
+def warn_of_cut_prompts(
+    model: LatentDiffusion, prompts: list[build.Prompt], rehearsal: build.Rehearsal
+) -> dict[int, str]:
+    """Warn of text beyond the 77 tokens; what is cut off, by prompt index."""
+    cut: dict[int, list[str]] = {p: [] for p in range(len(prompts))}
+    stages = [stage.prompt for stage in rehearsal.stages if stage.prompt is not None]
+    for p, prompt in enumerate(prompts):
+        texts = [*stages, prompt.text or "", prompt.negative]
+        cut[p] = [rest for rest in model.tokenizer(texts).cut if rest]
+        for rest in cut[p]:
+            cli.say(f"warning: a prompt of picture {p} is longer than 77 tokens; cut off: {rest!r}")
+    return {p: " | ".join(rests) for p, rests in cut.items() if rests}
+
+
+def grid(folder: Path, records: list[dict[str, Any]], columns: int) -> Image.Image:
+    """At most 32 prompts x 12 seeds of a run, labelled."""
+    rows = [records[i : i + columns] for i in range(0, len(records), columns)][:32]
+    labels = [r[0].get("prompt") or " > ".join(f"{s['prompt']} ({s['steps']})" for s in r[0]["stages"]) for r in rows]
+    pictures = [[Image.open(folder / record["file"]) for record in row[:12]] for row in rows]
+    largest = max(max(picture.size) for row in pictures for picture in row)
+    return sheet(pictures, labels, [f"seed {r['seed']}" for r in rows[0][:12]], cell=min(max(largest, 128), 256))
+
+
+if __name__ == "__main__":
+    cli.run(main, "sample")

@@ -114,11 +114,8 @@ def test_cfg_steps_counts_or_is_a_fraction() -> None:
     def classifier_free(cfg_steps: int | float) -> int:
         return sum("negative" in SegmentationFree(cfg_steps=cfg_steps).branches(TEXTS, step) for step in STEPS)
 
-    expected = {0: 0, 1: 1, 10: 10, 99: 10, 0.0: 0, 0.25: 3, 0.3: 3, 1.0: 10}
-    assert classifier_free(1) == 1
-    assert classifier_free(1.0) == 10
-    for cfg_steps, count in expected.items():
-        assert cfg_steps == 1 or classifier_free(cfg_steps) == count
+    for cfg_steps, count in [(0, 0), (1, 1), (10, 10), (99, 10), (0.0, 0), (0.25, 3), (0.3, 3), (1.0, 10)]:
+        assert classifier_free(cfg_steps) == count
 
 
 def strongest(weights: Tensor, edit: AttentionEdit) -> Tensor:

@@ -1,0 +1,81 @@
+"""Every yaml composes, and what it makes is what its class makes of the same arguments."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+import samplers
+from experiments import build
+from experiments.cli import CONF
+from ldm.config import ScheduleConfig
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("sample", list(overrides))
+
+
+REQUIRED = {"multistage": ["guidance.stages=[{prompt: x, steps: 1.0}]"]}
+
+
+@pytest.mark.parametrize("name", names("guidance"))
+def test_guidance_yaml_mirrors_its_constructor(name: str) -> None:
+    cfg = composed(f"guidance={name}", *REQUIRED.get(name, [])).guidance
+    guidance = build.guidance(cfg)
+    fields = inspect.signature(type(guidance)).parameters
+    assert set(fields) == set(cfg) - {"_target_"}
+    for field, parameter in fields.items():
+        default = parameter.default
+        if isinstance(default, int | float | str) and name != "interval":  # whose defaults are the whole of sampling
+            assert cfg[field] == default, field
+
+
+@pytest.mark.parametrize("name", names("guidance"))
+def test_guidance_composes_inside_every_other(name: str) -> None:
+    for outer in ("rescale", "interval", "multistage"):
+        required = REQUIRED.get(outer, []) + [r.replace("guidance.", "guidance.inner.") for r in REQUIRED.get(name, [])]
+        cfg = composed(f"guidance={outer}", f"guidance@guidance.inner={name}", *required).guidance
+        steps = samplers.Schedule().steps(10)
+        inner = build.guidance(cfg).inner
+        assert type(inner).__name__ == cfg.inner._target_.removeprefix("guidance.")
+        assert build.rehearse(build.guidance(cfg), steps).evaluations >= 10
+
+
+@pytest.mark.parametrize("name", names("sampler"))
+def test_sampler_yaml_mirrors_its_function(name: str) -> None:
+    cfg = composed(f"sampler={name}").sampler
+    function = getattr(samplers, name)
+    theirs = set(inspect.signature(function).parameters) - {"denoise", "x_T", "steps", "alpha_bar", "noise"}
+    assert set(cfg) - {"_target_", "steps", "spacing"} == theirs
+    assert build.sampler(cfg, ScheduleConfig()).func.func is function
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_model_yaml_has_the_loader_s_fields(name: str) -> None:
+    cfg = composed(f"model={name}").model
+    assert list(cfg) == ["name", "path", "config", "prediction", "ema"]
+    assert OmegaConf.is_missing(cfg, "path") == (name != "emoji")
+    assert cfg.prediction == {"sd21": "v", "sd21_base": "eps"}.get(name)
+
+
+@pytest.mark.parametrize("name", set(names("prompts")) - {"file"})
+def test_suite_is_text(name: str) -> None:
+    lines = build.prompts(composed(f"prompts={name}"))
+    assert all(line.text and line.text == line.text.strip() for line in lines)
+    assert len({line.text for line in lines}) == len(lines)
+
+
+def test_no_config_inherits_another() -> None:
+    """A defaults list names groups to hold, and never a sibling in its own group to start from."""
+    for path in Path(CONF).rglob("*.yaml"):
+        if path.parent == CONF or path.parent.name == "experiment":
+            continue
+        for entry in OmegaConf.load(path).get("defaults", []):
+            assert entry == "_self_" or all("@" in str(key) for key in entry), path

@@ -23,12 +23,10 @@ def ddim(
     noise      () -> standard normal [B, C, h, w]; called only in steps that add noise
     final      alpha_bar at the end of the last step; by default alpha_bar[0], as in Stable Diffusion
     """
+    end = alpha_bar[0] if final is None else alpha_bar.new_tensor(final)
     x_t = x_T
     for step in steps:
-        a_t = alpha_bar[step.t]
-        a_s = (
-            alpha_bar[step.s] if step.s is not None else alpha_bar[0] if final is None else alpha_bar.new_tensor(final)
-        )
+        a_t, a_s = alpha_bar[step.t], end if step.s is None else alpha_bar[step.s]
         sigma = eta * ((1 - a_s) / (1 - a_t) * (1 - a_t / a_s)).sqrt()  # eq. 16
 
         eps = denoise(x_t, step)

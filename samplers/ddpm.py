@@ -11,7 +11,7 @@ def ddpm(
     steps: Sequence[Step],
     alpha_bar: Tensor,
     noise: Callable[[], Tensor],
-    final: float | None = None,
+    final: float = 1.0,
 ) -> Iterator[tuple[Step, Tensor, Tensor]]:
     """Ancestral sampling (Ho et al. 2020, algorithm 2) over any steps t -> s, with the smaller of the paper's two
     variances, that of the posterior. Yields (step, x_t, x_0) after every step.
@@ -20,12 +20,12 @@ def ddpm(
     x_T        [B, C, h, w], standard normal
     alpha_bar  [T] in float64
     noise      () -> standard normal [B, C, h, w]; called only in steps that add noise
-    final      alpha_bar at the end of the last step; by default 1: no noise is left
+    final      alpha_bar at the end of the last step; 1: no noise is left
     """
+    end = alpha_bar.new_tensor(final)
     x_t = x_T
     for step in steps:
-        a_t = alpha_bar[step.t]
-        a_s = alpha_bar[step.s] if step.s is not None else alpha_bar.new_tensor(1.0 if final is None else final)
+        a_t, a_s = alpha_bar[step.t], end if step.s is None else alpha_bar[step.s]
         beta = 1 - a_t / a_s
         sigma = ((1 - a_s) / (1 - a_t) * beta).sqrt()  # eq. 7
 

@@ -55,7 +55,7 @@ def test_networks_stay_small() -> None:
     assert sum(bool(line.strip()) for line in lines) <= 1500
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmpp_2m"])
 def test_a_sampler_is_one_function_of_at_most_30_lines(name: str) -> None:
     tree = ast.parse((ROOT / "samplers" / f"{name}.py").read_text())
     (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]

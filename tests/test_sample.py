@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,6 +203,24 @@ def wrong_noise(folder: Path) -> str:
     return str(folder)
 
 
+class Trap:
+    """Unpickled without care, it would leave a file behind."""
+
+    def __reduce__(self) -> tuple:
+        return os.system, ("touch trapped",)
+
+
+def bad_models(folder: Path, tiny: Path) -> str:
+    (folder / "text.safetensors").write_text("not a checkpoint")
+    shutil.copytree(tiny, folder / "part")
+    shutil.rmtree(folder / "part" / "vae")
+    shutil.copytree(tiny, folder / "cut")
+    weights = folder / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    torch.save({"state_dict": {"x": torch.zeros(1)}, "callbacks": Trap()}, folder / "trap.ckpt")
+    return str(folder)
+
+
 BAD = {
     "no prompt": ([], "nothing to draw"),
     "both": (["prompt=x", "prompts=emoji"], "both prompt and prompts"),
@@ -239,19 +259,29 @@ BAD = {
     "seed twice": (["prompt=x", "seeds=[1,2,1]"], "none of them twice"),
     "no seeds": (["prompt=x", "seeds=[]"], "at least one"),
     "not finite": (["prompt=x", "guidance.scale=1e38"], "latents are not finite after step 2 of 4 (timestep 501)"),
+    "no checkpoint": (["prompt=x", "model=file", "model.path={models}/text.safetensors"], "text.safetensors: no"),
+    "no autoencoder": (["prompt=x", "model=file", "model.path={models}/part"], "vae"),
+    "cut weights": (["prompt=x", "model=file", "model.path={models}/cut"], "diffusion_pytorch_model.safetensors: "),
+    "pickled code": (["prompt=x", "model=file", "model.path={models}/trap.ckpt"], "refused: it would run"),
     "inpainting": (["prompt=x", "model=file", "model.path={inpainting}"], "is an inpainting model"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input(sample: Sample, tmp_path: Path, case: str) -> None:
+def test_bad_input(
+    sample: Sample, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
     overrides, said = BAD[case]
+    monkeypatch.chdir(tmp_path)
     if case == "no cuda" and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     (tmp_path / "empty.txt").write_text("\n\n")
     places = {"{noise}": wrong_noise(tmp_path), "{empty}": str(tmp_path / "empty.txt")}
     if case == "inpainting":
         places["{inpainting}"] = str(inpainting_model(tmp_path / "inpainting"))
+    if "{models}" in str(overrides):
+        (tmp_path / "models").mkdir()
+        places["{models}"] = bad_models(tmp_path / "models", tiny_folder)
     for key, value in places.items():
         overrides = [o.replace(key, value) for o in overrides]
     out = tmp_path / "run"
@@ -262,6 +292,7 @@ def test_bad_input(sample: Sample, tmp_path: Path, case: str) -> None:
     assert said in outcome.err
     assert outcome.err.endswith(said_lines[0] + "\n") or case.startswith("unknown")  # Hydra lists what there is
     assert "Traceback" not in outcome.err
+    assert not (tmp_path / "trapped").exists()
     left = {p.name for p in out.rglob("*") if p.is_file() and ".hydra" not in p.parts}
     assert left <= {"run.json", "samples.jsonl"}  # the non-finite run had begun
 

@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from samplers import ImageNoise, Schedule, add_noise, as_eps, ddim, ddpm
+from samplers import ImageNoise, Schedule, add_noise, as_eps, ddim, ddpm, dpmpp_2m
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 DIFFUSERS_PREDICTION = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
@@ -157,6 +157,42 @@ def test_ddpm_equals_diffusers(n: int, prediction: str) -> None:
         ]
         x = torch.cat([part.prev_sample for part in parts])
         assert relative(x_t, x) < 1e-5
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+@pytest.mark.parametrize(
+    ("n", "spacing"), [(1, "leading"), (7, "leading"), (20, "leading"), (20, "trailing"), (50, "linspace")]
+)
+def test_dpmpp_2m_equals_diffusers(n: int, spacing: str, prediction: str) -> None:
+    schedule = Schedule()
+    steps = schedule.steps(n, spacing)
+    settings = {key: value for key, value in SD.items() if key != "clip_sample"}
+    scheduler = DPMSolverMultistepScheduler(**settings, prediction_type=DIFFUSERS_PREDICTION[prediction])
+    scheduler.alphas_cumprod = torch.from_numpy(ALPHA_BAR)
+    scheduler.set_timesteps(timesteps=[step.t for step in steps])  # its own are those of n + 1 steps
+    predict = as_eps(network, prediction, schedule.alpha_bar)
+    x = ImageNoise([1, 2], SHAPE)()
+    ours = dpmpp_2m(lambda x, step: predict(x, step.t, None, ()), x, steps, schedule.alpha_bar)
+    for t, (_, x_t, _) in zip(scheduler.timesteps, ours, strict=True):
+        x = scheduler.step(network(x, t), t, x).prev_sample
+        assert relative(x_t, x) < 1e-5
+
+
+def test_dpmpp_2m_is_of_second_order() -> None:
+    """On Gaussian data, where the exact flow is known, twice the steps leave about a quarter of the error."""
+    schedule = Schedule()
+    x_T = ImageNoise([1], SHAPE)().double()
+    error = {}
+    for n in (25, 50):
+        steps = schedule.steps(n, "trailing")
+        sampled = dpmpp_2m(lambda x, step: optimal_eps(x, schedule.alpha_bar[step.t]), x_T, steps, schedule.alpha_bar)
+        # before the last steps, which go down to noise levels that no grid of n resolves
+        step, x_t, _ = list(sampled)[n // 2]
+        a, b = schedule.alpha_bar[steps[0].t], schedule.alpha_bar[step.s]
+        spread = ((b * STD**2 + 1 - b) / (a * STD**2 + 1 - a)).sqrt()
+        exact = b.sqrt() * MEAN + spread * (x_T - a.sqrt() * MEAN)
+        error[n] = relative(x_t, exact)
+    assert 3 < error[25] / error[50] < 5
 
 
 # Gaussian data x_0 ~ N(m, c^2): the optimal eps at t is affine in x_t, and so is every sampling step.

@@ -1,0 +1,39 @@
+"""python -m experiments.convert model.path=IN out=OUT: a checkpoint in either format. See conf/convert.yaml."""
+
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+
+from experiments import build, cli
+from ldm import checkpoint
+from ldm.config_files import to_yaml
+
+
+def main(cfg: DictConfig) -> None:
+    out = Path(cfg.out).expanduser()
+    if cfg.format not in ("diffusers", "compvis"):
+        raise ValueError(f"format={cfg.format}: must be diffusers or compvis")
+    if cfg.format == "compvis" and out.suffix != ".safetensors":
+        raise ValueError(f"out={out}: must end in .safetensors for format=compvis")
+    if cfg.max_shard_mb is not None and not cfg.max_shard_mb > 0:
+        raise ValueError(f"max_shard_mb={cfg.max_shard_mb}: must be above 0")
+    settings = out.with_suffix(".yaml")
+    for path in (out, settings) if cfg.format == "compvis" else (out,):
+        if path.exists():
+            raise ValueError(f"{path}: exists already and is not overwritten")
+
+    model = build.model(cfg.model, torch.device("cpu"), cfg.dtype)
+    if cfg.format == "diffusers":
+        shard_bytes = None if cfg.max_shard_mb is None else int(cfg.max_shard_mb * 1e6)
+        checkpoint.write_folder(model, out, shard_bytes)
+        print(f"{out}: use it with model=file model.path={out}")
+    else:
+        checkpoint.write_file(model, out)
+        with checkpoint.atomically(settings) as part:
+            part.write_text(to_yaml(model.config))
+        print(f"{out}: use it with model=file model.path={out} model.config={settings}")
+
+
+if __name__ == "__main__":
+    cli.run(main, "convert")

@@ -14,23 +14,31 @@ from experiments.pictures import save_png, sheet
 FOLDER = Path("outputs/demo")
 SEEDS = list(range(8))
 STEPS = 20
+SCALE = 3  # at which the embedded model is at its best, see its card
 
 
 def stages(*parts: tuple[str, int]) -> list[str]:
     listed = ", ".join(f"{{prompt: {prompt}, steps: {steps}}}" for prompt, steps in parts)
-    return ["guidance=multistage", f"guidance.stages=[{listed}]"]
+    return ["guidance=multistage", f"guidance.stages=[{listed}]", f"guidance.inner.scale={SCALE}"]
 
 
-PAIR = "prompt='a cat next to a dog on a blue background'"
+def classifier_free(prompt: str) -> list[str]:
+    return [f"prompt='{prompt}'", f"guidance.scale={SCALE}"]
+
+
+PAIR = "a cat next to a dog on a blue background"
 ROWS = {
-    "classifier-free: a cat": ["prompt='a cat'"],
+    "classifier-free: a cat": classifier_free("a cat"),
     "multistage: a cat 4, a dog 16": stages(("a cat", 4), ("a dog", 16)),
     "multistage: a cat 8, a dog 12": stages(("a cat", 8), ("a dog", 12)),
     "multistage: a cat 12, a dog 8": stages(("a cat", 12), ("a dog", 8)),
-    "classifier-free: a dog": ["prompt='a dog'"],
+    "classifier-free: a dog": classifier_free("a dog"),
     "multistage: a dragon 8, a fish 12": stages(("a dragon", 8), ("a fish", 12)),
-    "classifier-free: a cat next to a dog on a blue background": [PAIR],
-    "segmentation-free: a cat next to a dog on a blue background": [PAIR, "guidance=segmentation_free"],
+    "classifier-free: a cat next to a dog on a blue background": classifier_free(PAIR),
+    "segmentation-free: a cat next to a dog on a blue background": [
+        *classifier_free(PAIR),
+        "guidance=segmentation_free",
+    ],
 }
 
 

@@ -21,6 +21,7 @@ from experiments import build
 from experiments.cli import run, say
 from experiments.data.emoji import EmojiScenes, World, batch, load_atlas
 from experiments.logger import Logger
+from experiments.runs import difference, write
 from ldm import LatentDiffusion
 from ldm.autoencoder import Autoencoder
 from ldm.checkpoint import write_folder
@@ -177,18 +178,6 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Where two nested configs differ, as lines `key: old -> new`."""
-    lines = []
-    for key in sorted({*old, *new}):
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            lines.append(f"{prefix}{key}: {a} -> {b}")
-    return lines
-
-
 def train(cfg: DictConfig) -> None:
     """Run the training that the config describes, or go on with it, from and to `out`/checkpoint.pt.
 
@@ -221,8 +210,8 @@ def train(cfg: DictConfig) -> None:
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
         stored = torch.load(checkpoint, map_location=cfg.device, weights_only=True)
-        if changed := differences(stored["recipe"], recipe):
-            raise ValueError(f"{checkpoint} is of another config ({'; '.join(changed)}): choose another out=FOLDER")
+        if changed := difference(stored["recipe"], recipe):
+            raise ValueError(f"{checkpoint} is of another config ({changed}): choose another out=FOLDER")
         network.load_state_dict(stored["network"])
         optimizer.load_state_dict(stored["optimizer"])
         ema, start, seconds, history, losses = (stored[k] for k in ("ema", "step", "seconds", "history", "losses"))
@@ -257,7 +246,7 @@ def train(cfg: DictConfig) -> None:
             state = {"recipe": recipe, "step": step + 1, "seconds": spent, "history": history, "losses": losses}
             state |= {"network": network.state_dict(), "ema": ema, "optimizer": optimizer.state_dict()}
             save_atomically(state, checkpoint)
-            (out / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
+            write(out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
             saved = time.time()
     logger.finish()
     if stop == cfg.part.steps:

@@ -98,7 +98,7 @@ def test_a_run_stopped_and_resumed_equals_an_undisturbed_one_bit_for_bit(folder,
 
 def test_a_checkpoint_of_another_config_is_refused_by_the_difference(folder, tmp_path):
     verb.train(config(folder, "autoencoder", f"out={tmp_path}", "stop_after=1"))
-    with pytest.raises(ValueError, match=r"another config \(part\.batch: 4 -> 5\)"):
+    with pytest.raises(ValueError, match=r"another config \(part\.batch was 4, now is 5\)"):
         verb.train(config(folder, "autoencoder", f"out={tmp_path}", "part.batch=5"))
 
 

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 
 @dataclass(frozen=True)
 class World:
-    """What there is to see and how it is told: the content of one file in conf/train/world.
+    """What there is to see and how it is told: the content of one file in conf/world.
 
     In a template, {0} and {1} stand for the objects from left to right and {background} for the background's word.
     """

@@ -11,6 +11,7 @@ import torch
 
 from experiments.data import emoji
 from experiments.data.emoji import EmojiScenes, World, batch, combinations, is_held_out, load_atlas
+from ldm.text import Tokenizer
 
 SHAPES = {
     "square": '<rect x="1" y="1" width="8" height="8" fill="{}"/>',
@@ -19,14 +20,23 @@ SHAPES = {
     "lemon-half": '<path d="M0 5 A5 5 0 0 1 10 5 Z" fill="{}"/>',
 }
 WORLD = World(
+    name="shapes",
     image_size=32,
     concepts={"square": "square", "disc": "disc", "bar": "bar", "half lemon": "lemon-half"},
     styles={"warm": "warm-set", "icy": "icy-set"},
+    colours={"red": (220, 0, 0), "olive": (110, 120, 0)},
     backgrounds={"white": (255, 255, 255), "green": (0, 128, 0), "black": (0, 0, 0)},
-    sizes_one=(20, 28),
-    sizes_two=(12, 16),
-    templates_one=("{0}", "{0} on a {background} background"),
-    templates_two=("{0} and {1}", "{0} next to {1}, {background} background"),
+    sizes_one={"small": (12,), "large": (20, 28)},
+    sizes_more={"small": (8,), "large": (12, 16)},
+    layouts={"one": 0.4, "beside": 0.2, "above": 0.2, "three": 0.2},
+    templates={
+        "one": ("{0}",),
+        "beside": ("{0} to the left of {1}", "{1} to the right of {0}"),
+        "above": ("{0} above {1}", "{1} below {0}"),
+        "three": ("{0} and {1} above {2}",),
+    },
+    grounds=("", " on a {background} background"),
+    share_sized=0.5,
     share_held_out=0.25,
 )
 
@@ -69,62 +79,135 @@ def test_a_scene_is_a_function_of_seed_and_index(atlas):
 
 
 def test_masks_and_boxes_are_the_truth_of_the_picture(atlas):
-    for i in range(60):
+    for i in range(80):
         scene = EmojiScenes(WORLD, atlas)[i]
         ground = torch.tensor(WORLD.backgrounds[scene.background], dtype=torch.uint8)[:, None, None]
         painted = (scene.image != ground).any(dim=0)
         masks = torch.stack([thing.mask for thing in scene.objects])
         assert masks.sum(dim=0).max() == 1, "objects overlap"
         assert not (masks.any(dim=0) & ~painted).any()
-        # what is painted outside the masks is an edge: half covered pixels or less
-        assert (painted & ~masks.any(dim=0)).sum() < 0.35 * masks.sum()
+        # what is painted outside the masks is an edge: pixels covered by half or less, beside a mask
+        reach = torch.nn.functional.max_pool2d(masks.any(dim=0)[None].float(), 3, 1, 1)[0] > 0
+        assert not (painted & ~reach).any()
         for thing in scene.objects:
             rows, columns = np.nonzero(thing.mask.numpy())
             assert thing.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-            warm = scene.image[0][thing.mask].float().mean() > scene.image[2][thing.mask].float().mean()
-            assert warm == (thing.style == "warm")
+            red, green, blue = (scene.image[c][thing.mask].float().mean() for c in range(3))
+            if thing.colour is None:
+                assert (red > blue) == (thing.style == "warm")
+            else:
+                assert abs(red - green) < 40 if thing.colour == "olive" else red > 2 * green
+            sides = (WORLD.sizes_one if scene.layout == "one" else WORLD.sizes_more)[thing.size]
+            assert max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1]) <= max(sides)
 
 
-def test_captions_name_the_objects_from_left_to_right(atlas):
-    scenes = [EmojiScenes(WORLD, atlas)[i] for i in range(400)]
-    for scene in scenes:
-        places = [scene.caption.index(thing.label) for thing in scene.objects]
-        lefts = [thing.box[0] for thing in scene.objects]
-        assert places == sorted(places)
-        assert lefts == sorted(lefts)
-        told = [word for word in WORLD.backgrounds if word in scene.caption]
+def test_objects_stand_as_the_layout_says_and_captions_tell_it(atlas):
+    counts = {"one": 0, "beside": 0, "above": 0, "three": 0}
+    for i in range(400):
+        scene = EmojiScenes(WORLD, atlas)[i]
+        counts[scene.layout] += 1
+        lefts, tops = ([thing.box[k] for thing in scene.objects] for k in (0, 1))
+        if scene.layout == "beside":
+            assert lefts == sorted(lefts)
+            assert (" left of " in scene.caption) == (spoken(scene) == [0, 1])
+        if scene.layout == "above":
+            assert tops == sorted(tops)
+            assert (" above " in scene.caption) == (spoken(scene) == [0, 1])
+        if scene.layout == "three":
+            assert lefts[0] < lefts[1]
+            assert max(tops[:2]) < tops[2]
+        told = [word for word in WORLD.backgrounds if f"a {word} background" in scene.caption]
         assert told in ([], [scene.background])
-    captions = {scene.caption for scene in scenes}
-    assert {"a disc", "an icy disc", "a warm disc on a green background"} <= captions
-    assert abs(sum(len(scene.objects) == 2 for scene in scenes) / 400 - WORLD.share_two) < 0.1
+        for thing in scene.objects:
+            assert thing.colour is None or f"{thing.colour} " in scene.caption
+    assert all(abs(counts[layout] / 400 - share) < 0.08 for layout, share in WORLD.layouts.items())
 
 
-def test_held_out_combinations_and_captions_never_appear_in_training(atlas):
+def spoken(scene):
+    """The scene's objects in the order in which its caption names them."""
+    return sorted(range(len(scene.objects)), key=lambda i: scene.objects[i].tokens)
+
+
+def test_an_objects_tokens_are_its_words_in_the_caption(atlas):
+    tokenizer = Tokenizer(0)
+    looks = set()
+    for i in range(200):
+        scene = EmojiScenes(WORLD, atlas)[i]
+        ids = tokenizer([scene.caption]).ids[0].tolist()
+        for thing in scene.objects:
+            words = tokenizer.bpe.decode(ids[slice(*thing.tokens)]).split()
+            article, *rest = words
+            assert article in ("a", "an")
+            allowed = [thing.size, thing.colour, thing.style, *thing.label.split()]
+            assert rest == [word for word in allowed if word in rest]
+            assert " ".join(rest).endswith(thing.label)
+            looks.add((thing.size in rest, thing.style in rest, thing.colour in rest))
+    assert len(looks) == 8, "each of size, style and colour is told at times, and at times not"
+
+
+def test_a_tinted_object_keeps_its_shape_and_takes_the_colour():
+    flat = np.float32([[[0.9, 0.1, 0.1, 1.0], [0.9, 0.1, 0.1, 0.0]]])
+    tinted = emoji.tint(flat, (0, 0, 255))
+    assert np.allclose(tinted[0, 0], (0, 0, 1, 1))
+    assert tinted[0, 1, 3] == 0
+    shaded = np.float32([[[0.1, 0.1, 0.1, 1], [0.5, 0.5, 0.5, 1], [0.9, 0.9, 0.9, 1]]])
+    dark, middle, light = emoji.tint(shaded, (200, 100, 50))[0, :, :3]
+    assert (dark < middle).all()
+    assert (middle < light).all()
+    assert np.allclose(middle, np.float32([200, 100, 50]) / 255)
+
+
+def test_captions_can_be_had_without_an_atlas(atlas):
+    drawn, told = EmojiScenes(WORLD, atlas, "held_out"), EmojiScenes(WORLD, {}, "held_out")
+    for i in range(30):
+        caption, looks = told.caption(i)
+        assert caption == drawn[i].caption
+        assert [look.label for look in looks] == [thing.label for thing in drawn[i].objects]
+
+
+def test_scenes_can_be_narrowed_to_a_kind(atlas):
+    scenes = EmojiScenes(WORLD, atlas, "held_out", layouts=("beside", "above"), tinted=True)
+    kinds = {(scenes[i].layout, *(thing.colour is not None for thing in scenes[i].objects)) for i in range(40)}
+    assert kinds == {("beside", True, True), ("above", True, True)}
+    assert all(look.colour is None for i in range(40) for look in EmojiScenes(WORLD, {}, tinted=False).caption(i)[1])
+
+
+def test_held_out_combinations_and_captions_never_appear_in_training():
     def seen(split):
-        scenes = [EmojiScenes(WORLD, atlas, split)[i] for i in range(1500)]
-        told = [
-            combinations([thing.label for thing in s.objects], [thing.style for thing in s.objects], s.background)
-            for s in scenes
-        ]
-        return told, {scene.caption for scene in scenes}
+        scenes = EmojiScenes(WORLD, {}, split)
+        plans = [scenes.plan(i)[2:] for i in range(1500)]
+        told = {scenes.caption(i)[0] for i in range(1500)}
+        return [combinations(looks, background) for looks, background in plans], told
 
     train, train_captions = seen("train")
     held, held_captions = seen("held_out")
     ours = {combination for scene in train for combination in scene}
-    assert len(held_captions) > 10
+    assert len(held_captions) > 50
     assert all(any(combination not in ours for combination in scene) for scene in held)
     assert not train_captions & held_captions
     assert not any(is_held_out(WORLD, combination) for combination in ours)
+    assert any(combination[0] == "pair" and combination[3] == "red" for scene in held for combination in scene)
     elsewhere = replace(WORLD, split_seed=1)
     assert any(is_held_out(elsewhere, combination) for combination in ours), "split_seed changes nothing"
 
 
-def test_batches_are_in_the_networks_range_and_scenes_come_fast(atlas):
+def test_batches_are_in_the_networks_range_and_hold_the_truth(atlas):
     scenes = EmojiScenes(WORLD, atlas)
-    images, captions = batch(scenes, range(5, 13))
-    assert images.shape == (8, 3, 32, 32)
-    assert len(captions) == 8
-    assert torch.equal(((images[2] + 1) * 127.5).round().byte(), scenes[7].image)
+    some = batch(scenes, range(5, 13))
+    assert some.pixels().shape == (8, 3, 32, 32)
+    assert some.captions[2] == scenes[7].caption
+    assert torch.equal(((some.pixels()[2] + 1) * 127.5).round().byte(), scenes[7].image)
+    for b, i in enumerate(range(5, 13)):
+        masks = [thing.mask for thing in scenes[i].objects]
+        assert torch.equal(some.labels[b] > 0, torch.stack(masks).any(dim=0))
+        for thing in scenes[i].objects:
+            assert some.labels[b][thing.mask].unique().tolist() == [1 + list(WORLD.concepts).index(thing.label)]
+            colour = 0 if thing.colour is None else 1 + list(WORLD.colours).index(thing.colour)
+            assert some.colours[b][thing.mask].unique().tolist() == [colour]
+
+
+def test_scenes_come_fast(atlas):
+    scenes = EmojiScenes(WORLD, atlas)
     began = time.perf_counter()
     for i in range(300):
         scenes[i]
@@ -140,7 +223,7 @@ def test_the_atlas_is_rendered_once(icons, tmp_path, atlas, monkeypatch):
     assert again.keys() == atlas.keys()
     assert all(np.array_equal(again[key], atlas[key]) for key in atlas)
     with pytest.raises(AssertionError, match="rendered again"):
-        load_atlas(replace(WORLD, sizes_one=(20, 30)), icons, tmp_path / "cache")
+        load_atlas(replace(WORLD, sizes_one={"large": (20, 30)}), icons, tmp_path / "cache")
 
 
 def test_a_missing_package_is_named_with_its_command(icons, tmp_path):
@@ -174,5 +257,7 @@ def test_a_world_that_holds_nothing_out_says_so(atlas):
 def test_an_icon_that_a_package_lacks_and_sizes_that_do_not_fit_are_refused(icons, tmp_path):
     with pytest.raises(ValueError, match="warm-set has no icon unicorn"):
         load_atlas(replace(WORLD, concepts={"unicorn": "unicorn"}), icons, tmp_path / "cache")
+    with pytest.raises(ValueError, match="layouts: shares"):
+        replace(WORLD, layouts={"one": 0.5, "four": 0.5})
     with pytest.raises(ValueError, match="do not fit"):
-        replace(WORLD, sizes_two=(12, 17))
+        replace(WORLD, sizes_more={"large": (12, 17)})

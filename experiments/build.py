@@ -1,11 +1,8 @@
 """From a composed config to the objects it names."""
 
-import csv
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from experiments.prompts import Prompt, checked_seed, suite
 from guidance import Guidance
 from ldm import LatentDiffusion, load_model
 from ldm.config import ScheduleConfig
@@ -21,12 +19,6 @@ from ldm.text import Text, Texts
 from samplers import Schedule, Step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Prompt:
-    text: str | None  # None: the guidance brings its own, stage by stage
-    negative: str
 
 
 @dataclass(frozen=True)
@@ -124,51 +116,18 @@ def rehearse(guidance: Guidance, steps: list[Step]) -> Rehearsal:
 
 
 def prompts(cfg: DictConfig) -> list[Prompt]:
-    """The prompts asked for: `prompt`, or the prompts group's lines or file."""
-    group = cfg.get("prompts")
-    if group is None:
-        return [Prompt(None if cfg.prompt is None else str(cfg.prompt), str(cfg.negative_prompt))]
+    """The prompts asked for: `prompt`, or the prompts group. Raises ValueError naming file and line of a wrong one."""
+    negative = str(cfg.negative_prompt)
+    if cfg.get("prompts") is None:
+        return [Prompt(None if cfg.prompt is None else str(cfg.prompt), negative)]
     if cfg.prompt is not None:
         raise ValueError("both prompt and prompts are given: leave one of them out")
-    records = [{"prompt": line} for line in group.lines] if "lines" in group else read_prompts(Path(group.path))
-    return [Prompt(str(r["prompt"]), str(r.get("negative_prompt") or cfg.negative_prompt)) for r in records]
-
-
-def read_prompts(path: Path) -> list[dict[str, Any]]:
-    """Records with a prompt each, of a .txt, .jsonl or .csv file. Raises ValueError naming the line that is wrong."""
-    if not path.is_file():
-        raise ValueError(f"prompts.path={path}: there is no such file")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    if path.suffix == ".txt":
-        records = [{"prompt": line.strip()} for line in lines if line.strip()]
-    elif path.suffix == ".jsonl":
-        records = []
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}: not JSON: {error}") from error
-                if not isinstance(record, dict) or "prompt" not in record:
-                    raise ValueError(f'{path}, line {number}: must be an object with a "prompt"')
-                records.append(record)
-    elif path.suffix == ".csv":
-        records = list(csv.DictReader(lines))
-        if records and "prompt" not in records[0]:
-            raise ValueError(f"{path}: its first line must name a column prompt")
-    else:
-        raise ValueError(f"prompts.path={path}: must end in .txt, .jsonl or .csv")
-    if not records:
-        raise ValueError(f"{path}: holds no prompts")
-    return records
+    return suite(cfg.prompts, negative)
 
 
 def seeds(cfg: DictConfig) -> list[int]:
     """Raises ValueError for a seed that is no whole number of 32 bits, and for repeated ones."""
-    wanted = list(cfg.seeds) if OmegaConf.is_list(cfg.seeds) else [cfg.seeds]
-    for seed in wanted:
-        if type(seed) is not int or not 0 <= seed < 2**32:
-            raise ValueError(f"seed {seed}: must be a whole number from 0 to {2**32 - 1}")
+    wanted = [checked_seed(seed) for seed in (cfg.seeds if OmegaConf.is_list(cfg.seeds) else [cfg.seeds])]
     if len(set(wanted)) < len(wanted) or not wanted:
         raise ValueError(f"seeds={wanted}: at least one, and none of them twice")
     return wanted

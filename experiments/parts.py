@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from experiments import build
-from experiments.data.emoji import Batch, EmojiScenes, batch
+from experiments.data.emoji import Batch, EmojiScenes, batch, collate
 from experiments.judge import Judge, JudgeConfig, Verdict, save_judge
 from experiments.pictures import sheet, to_image
 from experiments.runs import write
@@ -84,7 +84,8 @@ class AutoencoderPart(Part):
         return sheet(rows, ["scene", "decoded"])
 
     def finish(self, held_out: EmojiScenes, out: Path) -> str:
-        return f"PSNR on 500 held-out scenes, decoded from the means of q: {psnr(self.network, held_out, 500):.2f} dB"
+        value = mean(psnr(self.network, held_out, 500))
+        return f"PSNR on 500 held-out scenes, decoded from the means of q: {value:.2f} dB"
 
 
 class ClipPart(Part):
@@ -245,7 +246,7 @@ class JudgePart(Part):
     def finish(self, held_out: EmojiScenes, out: Path) -> str:
         save_judge(self.network, out / "model")
         scores = judge_scores(self.network, held_out, 500)
-        return ", ".join(f"{name} {score:.2%}" for name, score in scores.items()) + f": {out / 'model'}"
+        return ", ".join(f"{name} {mean(values):.2%}" for name, values in scores.items()) + f": {out / 'model'}"
 
 
 def sample_posterior(mean: Tensor, logvar: Tensor, g: torch.Generator) -> Tensor:
@@ -298,38 +299,41 @@ def load_text_tower(path: Path) -> tuple[TextEncoderConfig, dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def psnr(autoencoder: Autoencoder, scenes: EmojiScenes, count: int) -> float:
-    """Of the decoded posterior means against the scenes, in dB, averaged over scenes; pixels in [0, 1]."""
-    total = 0.0
+def psnr(autoencoder: Autoencoder, scenes: EmojiScenes, count: int) -> list[float]:
+    """Of the decoded posterior means against each of the scenes, in dB; pixels in [0, 1]."""
+    found = []
     for images in pixels(scenes, count):
         images = images.to(device_of(autoencoder))
         decoded = autoencoder.decode(autoencoder.encode(images)[0]).clamp(-1, 1)
         error = ((decoded - images) / 2).square().mean(dim=(1, 2, 3))
-        total += (-10 * error.log10()).sum().item()
-    return total / count
+        found += (-10 * error.log10()).tolist()
+    return found
 
 
 @torch.no_grad()
-def judge_scores(judge: Judge, scenes: EmojiScenes, count: int) -> dict[str, float]:
-    """How a judge does on scenes whose truth is known, as shares.
+def judge_scores(judge: Judge, scenes: EmojiScenes, count: int) -> dict[str, list[float]]:
+    """How a judge does on scenes whose truth is known.
 
-    labels: scenes whose whole set of concepts is right. masks: intersection over union of a concept's pixels, averaged
-    over objects. colours: tinted objects given their colour.
+    labels: for each scene, whether its whole set of concepts is right. masks: for each object, intersection over union
+    of its pixels. colours: for each tinted object, whether it is given its colour.
     """
-    sets, overlaps, colours = [], [], []
-    world = scenes.world
+    found: dict[str, list[float]] = {"labels": [], "masks": [], "colours": []}
+    concepts, colours = list(scenes.world.concepts), list(scenes.world.colours)
     for i in range(0, count, 20):
         some = [scenes[j] for j in range(i, min(i + 20, count))]
-        images = torch.stack([scene.image for scene in some]).to(device_of(judge)).float() / 127.5 - 1
-        verdict = judge(images)
-        found, where = (verdict.presence > 0).cpu(), verdict.labels.argmax(dim=1).cpu()
+        verdict = judge(collate(some, scenes.world).pixels().to(device_of(judge)))
+        present, where = (verdict.presence > 0).cpu(), verdict.labels.argmax(dim=1).cpu()
         for b, scene in enumerate(some):
-            indices = [list(world.concepts).index(thing.label) for thing in scene.objects]
-            sets.append(found[b].nonzero().flatten().tolist() == sorted(indices))
+            indices = [concepts.index(thing.label) for thing in scene.objects]
+            found["labels"].append(present[b].nonzero().flatten().tolist() == sorted(indices))
             for thing, k in zip(scene.objects, indices, strict=True):
                 seen = where[b] == 1 + k
-                overlaps.append(((seen & thing.mask).sum() / (seen | thing.mask).sum()).item())
+                found["masks"].append(((seen & thing.mask).sum() / (seen | thing.mask).sum()).item())
                 if thing.colour is not None:
-                    best = verdict.colour_of(k)[b].argmax().item()
-                    colours.append(list(world.colours)[int(best)] == thing.colour)
-    return {name: sum(x) / len(x) for name, x in (("labels", sets), ("masks", overlaps), ("colours", colours)) if x}
+                    best = int(verdict.colour_of(k)[b].argmax())
+                    found["colours"].append(colours[best] == thing.colour)
+    return found
+
+
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from experiments import build, cli
 from experiments.logger import Logger
-from experiments.pictures import save_png, sheet
+from experiments.pictures import captioned, save_png, sheet
+from experiments.prompts import Prompt
 from experiments.runs import Run
 from guidance import Guidance, guided
 from ldm import LatentDiffusion
@@ -38,7 +39,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"{cfg.model.path} is an inpainting model: this verb makes pictures from text alone")
     size = cfg.height or config.image_size, cfg.width or config.image_size
     shape = model.latent_shape(*size)
-    plan = [(p, seed) for p in range(len(prompts)) for seed in seeds]
+    plan = [(p, seed) for p, prompt in enumerate(prompts) for seed in (seeds if prompt.seed is None else [prompt.seed])]
     batches = [plan[i : i + cfg.batch_size] for i in range(0, len(plan), cfg.batch_size)]
     given_noise = None if cfg.noise is None else read_noise(Path(cfg.noise), (len(plan), *shape))
 
@@ -81,7 +82,8 @@ def main(cfg: DictConfig) -> None:
     if cfg.save_latents:
         run.join_latents(len(batches))
     records = [run.records[key] for key in plan]
-    save_png(grid(folder, records, len(seeds)), folder / "grid.png")
+    own_seeds = any(prompt.seed is not None for prompt in prompts)
+    save_png(contact_sheet(folder, records) if own_seeds else grid(folder, records, len(seeds)), folder / "grid.png")
     mean = sum(record["seconds"] for record in records) / len(records)
     logger.log({"mean_seconds_per_image": mean, "unet_evaluations_per_image": rehearsal.evaluations})
     logger.images("samples", records, folder)
@@ -96,7 +98,7 @@ def sample(
     guidance: Guidance,
     sampler: Callable[..., Iterator[tuple[Step, Tensor, Tensor]]],
     x_T: Tensor,
-    prompts: list[build.Prompt],
+    prompts: list[Prompt],
     progress: Callable[[], Any],
 ) -> Tensor:
     """Latents x_0 [B, C, h, w] of a batch. Raises ValueError naming the first step after which they are not finite."""
@@ -118,15 +120,16 @@ def sample(
     return x_t
 
 
-def asked(prompt: build.Prompt, rehearsal: build.Rehearsal) -> dict[str, Any]:
+def asked(prompt: Prompt, rehearsal: build.Rehearsal) -> dict[str, Any]:
     """What a picture was asked to show: its prompt, and its stages if they have prompts of their own."""
     record: dict[str, Any] = {} if prompt.text is None else {"prompt": prompt.text}
     if any(stage.prompt is not None for stage in rehearsal.stages):
         record["stages"] = [{"prompt": stage.prompt or prompt.text, "steps": stage.steps} for stage in rehearsal.stages]
-    return record | {"negative_prompt": prompt.negative}
+    record["negative_prompt"] = prompt.negative
+    return record | ({"objects": list(prompt.objects)} if prompt.objects else {})
 
 
-def determined_by(settings: dict[str, Any], prompt: build.Prompt, seed: int, size: tuple[int, int]) -> dict[str, Any]:
+def determined_by(settings: dict[str, Any], prompt: Prompt, seed: int, size: tuple[int, int]) -> dict[str, Any]:
     """What a picture depends on, so that equal pictures are equal files: no path, device, time or neighbours."""
     noise = settings["noise"] and hashlib.sha256(Path(settings["noise"]).read_bytes()).hexdigest()
     return {
@@ -155,9 +158,7 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
     return tensors["x_T"].float()
 
 
-def warn_of_cut_prompts(
-    model: LatentDiffusion, prompts: list[build.Prompt], rehearsal: build.Rehearsal
-) -> dict[int, str]:
+def warn_of_cut_prompts(model: LatentDiffusion, prompts: list[Prompt], rehearsal: build.Rehearsal) -> dict[int, str]:
     """Warn of text beyond the 77 tokens; what is cut off, by prompt index."""
     cut: dict[int, list[str]] = {p: [] for p in range(len(prompts))}
     stages = [stage.prompt for stage in rehearsal.stages if stage.prompt is not None]
@@ -172,10 +173,19 @@ def warn_of_cut_prompts(
 def grid(folder: Path, records: list[dict[str, Any]], columns: int) -> Image.Image:
     """At most 32 prompts x 12 seeds of a run, labelled."""
     rows = [records[i : i + columns] for i in range(0, len(records), columns)][:32]
-    labels = [r[0].get("prompt") or " > ".join(f"{s['prompt']} ({s['steps']})" for s in r[0]["stages"]) for r in rows]
     pictures = [[Image.open(folder / record["file"]) for record in row[:12]] for row in rows]
-    largest = max(max(picture.size) for row in pictures for picture in row)
-    return sheet(pictures, labels, [f"seed {r['seed']}" for r in rows[0][:12]], cell=min(max(largest, 128), 256))
+    cell = min(max(128, *pictures[0][0].size), 256)
+    return sheet(pictures, [told(row[0]) for row in rows], [f"seed {r['seed']}" for r in rows[0][:12]], cell)
+
+
+def contact_sheet(folder: Path, records: list[dict[str, Any]]) -> Image.Image:
+    """The first 64 pictures of a run whose prompts bring seeds of their own, in 8 columns, each with its prompt."""
+    pictures = [Image.open(folder / record["file"]) for record in records[:64]]
+    return captioned(pictures, [told(r) for r in records[:64]], columns=8, cell=min(max(128, *pictures[0].size), 256))
+
+
+def told(record: dict[str, Any]) -> str:
+    return record.get("prompt") or " > ".join(f"{s['prompt']} ({s['steps']})" for s in record["stages"])
 
 
 if __name__ == "__main__":

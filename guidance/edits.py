@@ -21,13 +21,18 @@ def scale_strongest(
     """
 
     def function(weights: Tensor, site: Site) -> Tensor:
-        ranked = weights if argmax == "head" else weights.mean(dim=1, keepdim=True)
-        allowed = candidates(words, weights.shape[-1]).to(weights.device)
-        k_star = ranked.masked_fill(~allowed, -1).argmax(dim=-1, keepdim=True)  # [B, H or 1, P, 1]
-        k_star = k_star.expand(*weights.shape[:3], 1)
+        k_star = strongest(weights, argmax, words)
         return weights.scatter(-1, k_star, factor * weights.gather(-1, k_star))
 
     return AttentionEdit(function)
+
+
+def strongest(weights: Tensor, argmax: str = "head", words: Sequence[Sequence[Span]] | None = None) -> Tensor:
+    """The token k* that owns each patch, [B, H, P, 1]: see `scale_strongest`. With argmax="mean" all heads agree."""
+    ranked = weights if argmax == "head" else weights.mean(dim=1, keepdim=True)
+    allowed = candidates(words, weights.shape[-1]).to(weights.device)
+    k_star = ranked.masked_fill(~allowed, -1).argmax(dim=-1, keepdim=True)  # [B, H or 1, P, 1]
+    return k_star.expand(*weights.shape[:3], 1)
 
 
 def candidates(words: Sequence[Sequence[Span]] | None, length: int) -> Tensor:

@@ -54,8 +54,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, site: Site, edits: Edits) -> Tensor:
             out.append(F.scaled_dot_product_attention(q_k, k_k, v_k))
         else:
             scores = q_k.float() @ k_k.float().mT * q.shape[-1] ** -0.5
-            weights = edit.function(scores.softmax(dim=-1), site)  # [B/K, H, P, L]
-            out.append(weights.to(v.dtype) @ v_k)
+            weights = scores.softmax(dim=-1)  # [B/K, H, P, L]
+            edited = edit.function(weights, site)
+            seen_only = edited is weights  # a probe: what it looks at is computed as without it, to the last bit
+            out.append(F.scaled_dot_product_attention(q_k, k_k, v_k) if seen_only else edited.to(v.dtype) @ v_k)
     return torch.cat(out)
 
 

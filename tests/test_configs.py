@@ -69,7 +69,7 @@ def test_model_yaml_has_the_loader_s_fields(name: str) -> None:
 def test_suite_is_text(name: str) -> None:
     lines = build.prompts(composed(f"prompts={name}"))
     assert all(line.text and line.text == line.text.strip() for line in lines)
-    assert len({line.text for line in lines}) == len(lines)
+    assert len({(line.text, line.seed) for line in lines}) == len(lines)
 
 
 def test_no_config_inherits_another() -> None:

@@ -102,11 +102,12 @@ def test_order_of_prompts_and_seeds_and_noise_file(sample: Sample, tmp_path: Pat
     assert torch.equal(load_file(out / "latents.safetensors")["x_0"], latents["x_0"])
 
 
-@pytest.mark.parametrize("suite", ["emoji", "multistage_paper", "segmentation_free_paper"])
+@pytest.mark.parametrize("suite", ["emoji", "multistage_paper", "segmentation_free_paper", "two_objects", "emoji_one"])
 def test_shipped_suites(sample: Sample, tmp_path: Path, suite: str) -> None:
-    outcome = sample(tmp_path / "run", f"prompts={suite}", "sampler.steps=1", "batch_size=16")
+    count = ("prompts.count=6",) if suite in ("two_objects", "emoji_one") else ()
+    outcome = sample(tmp_path / "run", f"prompts={suite}", *count, "sampler.steps=1", "batch_size=16")
     assert outcome.status == 0, outcome.err
-    assert len(lines(tmp_path / "run")) >= 5
+    assert len(lines(tmp_path / "run")) >= 6
 
 
 def test_multistage_without_prompt(sample: Sample, tmp_path: Path) -> None:

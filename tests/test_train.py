@@ -153,7 +153,7 @@ def test_the_autoencoder_learns_and_its_latents_get_unit_variance(folder, tmp_pa
     assert abs(latents.std().item() - 1) < 1e-3
     assert config_of_it.scale == trained.scale != 1
     untrained, _ = parts.load_autoencoder(folder / "autoencoder" / "checkpoint.pt", scenes)
-    gain = parts.psnr(trained, scenes, 40) - parts.psnr(untrained, scenes, 40)
+    gain = parts.mean(parts.psnr(trained, scenes, 40)) - parts.mean(parts.psnr(untrained, scenes, 40))
     assert gain > 3, f"{gain} dB"
 
 
@@ -193,9 +193,9 @@ def test_the_judge_learns_to_see(folder, tmp_path):
     cfg = config(folder, "judge", f"out={tmp_path}", *fast)
     verb.train(cfg)
     scores = parts.judge_scores(load_judge(tmp_path / "model"), EmojiScenes(*world_of(folder, cfg), "held_out"), 100)
-    assert scores["labels"] > 0.8
-    assert scores["masks"] > 0.3
-    assert scores["colours"] > 0.4, "chance is 0.125"
+    assert parts.mean(scores["labels"]) > 0.8
+    assert parts.mean(scores["masks"]) > 0.3
+    assert parts.mean(scores["colours"]) > 0.4, "chance is 0.125"
 
 
 def test_judge_scores_are_one_for_the_truth_and_low_for_its_opposite(folder):
@@ -217,10 +217,11 @@ def test_judge_scores_are_one_for_the_truth_and_low_for_its_opposite(folder):
             presence = 2 * labels[:, 1:].amax(dim=(2, 3)) - 1 if self.sign > 0 else 1 + labels[:, 1:].amin(dim=(2, 3))
             return Verdict(presence, 9 * labels, 9 * colours, torch.zeros(len(images), 1))
 
-    assert parts.judge_scores(Truth(1.0), scenes, 60) == {"labels": 1.0, "masks": 1.0, "colours": 1.0}
+    right = parts.judge_scores(Truth(1.0), scenes, 60)
+    assert all(set(values) == {1.0} for values in right.values())
     wrong = parts.judge_scores(Truth(-1.0), scenes, 60)
-    assert wrong["masks"] < 0.5
-    assert wrong["colours"] < 0.5
+    assert parts.mean(wrong["masks"]) < 0.5
+    assert parts.mean(wrong["colours"]) < 0.5
 
 
 def test_the_fresh_unet_predicts_nothing_so_its_loss_is_the_variance_of_the_noise(folder, tmp_path):

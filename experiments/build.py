@@ -1,5 +1,6 @@
 """From a composed config to the objects it names."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -131,3 +132,11 @@ def seeds(cfg: DictConfig) -> list[int]:
     if len(set(wanted)) < len(wanted) or not wanted:
         raise ValueError(f"seeds={wanted}: at least one, and none of them twice")
     return wanted
+
+
+def shard(text: str) -> tuple[int, int]:
+    """(i, n) of "i/n", the i-th of n shards, i from 0. Raises ValueError for anything else."""
+    match = re.fullmatch(r"(\d+)/([1-9]\d*)", str(text))
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ValueError(f"shard={text}: must be i/n, with i from 0 to n - 1")
+    return int(match[1]), int(match[2])

@@ -41,6 +41,7 @@ def main(cfg: DictConfig) -> None:
     shape = model.latent_shape(*size)
     plan = [(p, seed) for p, prompt in enumerate(prompts) for seed in (seeds if prompt.seed is None else [prompt.seed])]
     batches = [plan[i : i + cfg.batch_size] for i in range(0, len(plan), cfg.batch_size)]
+    shard, shards = build.shard(cfg.shard)
     given_noise = None if cfg.noise is None else read_noise(Path(cfg.noise), (len(plan), *shape))
 
     steps = build.steps(cfg.sampler, config.schedule)
@@ -50,14 +51,15 @@ def main(cfg: DictConfig) -> None:
     cut = warn_of_cut_prompts(model, prompts, rehearsal)
 
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    del settings["logger"]
+    del settings["logger"], settings["shard"]
     folder = Path(HydraConfig.get().runtime.output_dir)
-    run = Run(folder, settings, device)
+    run = Run(folder, settings, device, (shard, shards))
     logger = Logger(cfg.logger, settings, folder)
     sampler = build.sampler(cfg.sampler, config.schedule)
+    ours = list(enumerate(batches))[shard::shards]  # the batches are the same whatever the shards, and so the pictures
 
-    with torch.inference_mode(), tqdm(total=len(batches) * len(steps), unit="step", desc="sampling") as bar:
-        for b, batch in enumerate(batches):
+    with torch.inference_mode(), tqdm(total=len(ours) * len(steps), unit="step", desc="sampling") as bar:
+        for b, batch in ours:
             if run.has(b, batch, cfg.save_latents):
                 bar.update(len(steps))
                 continue
@@ -79,9 +81,11 @@ def main(cfg: DictConfig) -> None:
                 run.add(image, determined_by(settings, prompts[p], seed, size), record)
             logger.log({"seconds_per_image": seconds, "images": len(run.records)})
 
-    if cfg.save_latents:
-        run.join_latents(len(batches))
-    records = [run.records[key] for key in plan]
+    records = run.finish(batches, cfg.save_latents)
+    if records is None:
+        logger.finish()
+        print(f"shard {cfg.shard}: its {len(ours)} batches are done; others are missing yet: {folder}")
+        return
     own_seeds = any(prompt.seed is not None for prompt in prompts)
     save_png(contact_sheet(folder, records) if own_seeds else grid(folder, records, len(seeds)), folder / "grid.png")
     mean = sum(record["seconds"] for record in records) / len(records)

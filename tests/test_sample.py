@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -180,6 +181,115 @@ def test_interrupted_run_goes_on(sample: Sample, tmp_path: Path) -> None:
         assert path.read_bytes() == (out / path.relative_to(tmp_path / "whole")).read_bytes()
     timeless = [[{k: v for k, v in r.items() if k != "seconds"} for r in lines(tmp_path / n)] for n in ("whole", "cut")]
     assert timeless[0] == timeless[1]
+
+
+def same_run(one: Path, other: Path) -> None:
+    """Two folders hold the same files with the same bytes, but for times, paths and what Hydra writes."""
+    files = [{p.relative_to(f) for p in f.rglob("*") if p.is_file() and ".hydra" not in p.parts} for f in (one, other)]
+    assert files[0] == files[1]
+    for file in files[0] - {Path("samples.jsonl"), Path("run.json")}:
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+    timeless = [[{k: v for k, v in r.items() if k != "seconds"} for r in lines(folder)] for folder in (one, other)]
+    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("shards", [2, 5])
+def test_shards_make_what_one_process_makes(sample: Sample, tmp_path: Path, shards: int) -> None:
+    asked = ("prompt=x", "seeds=[0,1,2,3,4,5,6]", "batch_size=2", "save_latents=true", "sampler.eta=1")
+    sample(tmp_path / "whole", *asked)
+    for i in reversed(range(shards)):
+        outcome = sample(tmp_path / "shards", *asked, f"shard={i}/{shards}")
+        assert outcome.status == 0, outcome.err
+        assert ("others are missing yet" in outcome.out) == (i > 0)
+        assert (tmp_path / "shards" / "samples.jsonl").exists() == (i == 0)
+    same_run(tmp_path / "whole", tmp_path / "shards")
+
+
+def test_a_run_begun_in_shards_is_gone_on_with_by_one_process(sample: Sample, tmp_path: Path) -> None:
+    asked = ("prompt=x", "seeds=[0,1,2,3,4]", "batch_size=2")
+    sample(tmp_path / "whole", *asked)
+    sample(tmp_path / "mixed", *asked, "shard=1/2")
+    untouched = (tmp_path / "mixed" / "images" / "00000_2.png").stat().st_mtime_ns
+    assert sample(tmp_path / "mixed", *asked).status == 0
+    assert (tmp_path / "mixed" / "images" / "00000_2.png").stat().st_mtime_ns == untouched
+    same_run(tmp_path / "whole", tmp_path / "mixed")
+
+
+@pytest.mark.parametrize("shard", ["2/2", "1", "-1/2", "0/0", "a/b"])
+def test_a_shard_that_is_none_is_refused(sample: Sample, tmp_path: Path, shard: str) -> None:
+    outcome = sample(tmp_path / "run", "prompt=x", f"shard={shard}")
+    assert outcome.status == 1
+    assert outcome.err == f"error: shard={shard}: must be i/n, with i from 0 to n - 1\n"
+
+
+FORKS = """
+import json, os, sys
+import experiments.cli, experiments.sample
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        sys.argv = ["experiments/sample.py", *json.loads(line)]
+        experiments.cli.run(experiments.sample.main, "sample")
+        os._exit(0)
+    print(pid, flush=True)
+    print(os.waitpid(pid, 0)[1], flush=True)
+"""
+
+
+def test_a_run_killed_ten_times_equals_an_undisturbed_one(tiny_folder: Path, tmp_path: Path) -> None:
+    """Killed outright, at random moments between its pictures and within them; processes are forked, to start fast."""
+    asked = ["prompt=x", f"seeds=[{','.join(map(str, range(60)))}]", "batch_size=2", "save_latents=true"]
+    asked += ["model=file", f"model.path={tiny_folder}", "sampler.steps=2", "sampler.eta=1", "shard=0/1"]
+    forks = subprocess.Popen(
+        [sys.executable, "-c", FORKS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+    def start(folder: Path) -> int:
+        forks.stdin.write(json.dumps([*asked, f"hydra.run.dir={folder}"]) + "\n")
+        forks.stdin.flush()
+        return int(forks.stdout.readline())
+
+    def end() -> int:
+        status = forks.stdout.readline()
+        while not status.strip().isdecimal():  # what the run itself prints
+            status = forks.stdout.readline()
+        return int(status)
+
+    start(tmp_path / "whole")
+    assert end() == 0
+    rng, images = random.Random(0), tmp_path / "killed" / "images"
+
+    def drawn() -> int:
+        return len(list(images.glob("*.png"))) if images.exists() else 0
+
+    for _ in range(10):
+        pid, until = start(tmp_path / "killed"), drawn() + rng.randrange(6)
+        while drawn() < until:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.03))
+        os.kill(pid, signal.SIGKILL)
+        assert end() == signal.SIGKILL
+    assert 0 < drawn() < 60
+    start(tmp_path / "killed")
+    assert end() == 0
+    forks.stdin.close()
+    forks.wait()
+    same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_going_on_under_other_code_is_recorded(sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("experiments.runs.commit", lambda: "first")
+    sample(tmp_path / "run", "prompt=x")
+    monkeypatch.setattr("experiments.runs.commit", lambda: "second")
+    for _ in range(2):
+        assert sample(tmp_path / "run", "prompt=x").status == 0
+        record = json.loads((tmp_path / "run" / "run.json").read_text())
+        assert record["commit"] == "first"
+        assert record["resumed"] == [{"commit": "second"}]
 
 
 def test_another_config_in_the_same_folder_is_refused(sample: Sample, tmp_path: Path) -> None:

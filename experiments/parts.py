@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from experiments import build
@@ -21,7 +20,7 @@ from experiments.runs import write
 from guidance import ClassifierFree, guided
 from ldm import LatentDiffusion
 from ldm.autoencoder import Autoencoder
-from ldm.checkpoint import write_folder
+from ldm.checkpoint import write_folder, write_shards
 from ldm.config import AutoencoderConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
 from ldm.names import OPENCLIP, open_clip_source
 from ldm.text import TextEncoder, Tokenizer
@@ -118,12 +117,13 @@ class ClipPart(Part):
         return None
 
     def finish(self, held_out: EmojiScenes, out: Path) -> str:
-        """Write the whole model as open_clip does: open_clip_config.json and the weights."""
+        """Write the whole model as open_clip does, open_clip_config.json and the weights, but in shards."""
         folder = out / "model"
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.half().contiguous() for name, value in self.network.state_dict().items()}
-        save_file(weights, folder / "open_clip_model.safetensors")
-        write(folder / "open_clip_config.json", json.dumps({"model_cfg": self.config}, indent=1) + "\n")
+        weights = {name: value.half() for name, value in self.network.state_dict().items()}
+        write_shards(weights, folder, "open_clip_model", SHARD_BYTES)
+        about = {"model_cfg": self.config, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+        write(folder / "open_clip_config.json", json.dumps(about, indent=1) + "\n")
         return f"of 50 held-out scenes, the right caption for {self.accuracy(held_out):.1%}: {folder}"
 
     @torch.no_grad()

@@ -1,0 +1,116 @@
+"""Numbers with their intervals: the bootstrap, and the sign test of paired comparisons."""
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+TIE = 1e-4  # scores closer than this differ by no more than arithmetic does
+CENTRED = (
+    "of the run's pictures, the references kept; percentiles of the resamples, moved so that their mean is the value"
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number, its 95 % interval (None if there was too little to resample), and of how many things it is made."""
+
+    value: float
+    low: float | None
+    high: float | None
+    count: int
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Percentile intervals (Efron 1979): the statistic of pictures drawn again, with replacement.
+
+    unit "pictures" answers for these prompts under other seeds, "prompts" draws whole prompts with all their pictures
+    and answers for other prompts too.
+    """
+
+    resamples: int = 1000
+    seed: int = 0
+    unit: str = "pictures"
+
+    def __post_init__(self) -> None:
+        if self.unit not in ("pictures", "prompts"):
+            raise ValueError(f"bootstrap.unit={self.unit}: must be pictures or prompts")
+        if type(self.resamples) is not int or self.resamples < 1:
+            raise ValueError(f"bootstrap.resamples={self.resamples}: must be a whole number of at least 1")
+
+    def at_most(self, resamples: int) -> "Bootstrap":
+        """For statistics that take long."""
+        return replace(self, resamples=min(resamples, self.resamples))
+
+    def draws(self, prompts: Sequence[Hashable]) -> Iterator[np.ndarray]:
+        """Indices of each resample, of pictures whose prompts these are."""
+        rng, names = np.random.default_rng(self.seed), dict[Hashable, list[int]]()
+        for i, prompt in enumerate(prompts):
+            names.setdefault(prompt if self.unit == "prompts" else i, []).append(i)
+        units = [np.array(indices) for indices in names.values()]
+        for _ in range(self.resamples if len(units) > 1 else 0):
+            yield np.concatenate([units[i] for i in rng.integers(len(units), size=len(units))])
+
+    def mean(self, scores: Sequence[float | None], prompts: Sequence[Hashable]) -> Estimate:
+        """The mean of the scores that are there."""
+        known = np.array([score is not None for score in scores], dtype=float)
+        return self.ratio([score or 0.0 for score in scores], known, prompts)
+
+    def ratio(
+        self, parts: Sequence[float] | np.ndarray, wholes: Sequence[float] | np.ndarray, prompts: Sequence[Hashable]
+    ) -> Estimate:
+        """Sum of the parts over the sum of the wholes; the pictures that have a whole are counted."""
+        part, whole = np.asarray(parts, dtype=float), np.asarray(wholes, dtype=float)
+        counted = np.flatnonzero(whole)
+        part, whole, prompts = part[counted], whole[counted], [prompts[i] for i in counted.tolist()]
+        drawn = [part[i].sum() / whole[i].sum() for i in self.draws(prompts)]
+        return interval(part.sum() / whole.sum(), drawn, len(counted))
+
+    def distance(
+        self, value: float, statistic: Callable[[np.ndarray], float], prompts: Sequence[Hashable], least: float = 0
+    ) -> Estimate:
+        """For statistics that repeated pictures alter by themselves, and that are `least` or more: see `interval`."""
+        return interval(value, [statistic(i) for i in self.draws(prompts)], len(prompts), least)
+
+
+def interval(value: float, drawn: Sequence[float] | np.ndarray, count: int, least: float | None = None) -> Estimate:
+    """The 2.5 and 97.5 percentiles of a statistic's resampled values.
+
+    A resample repeats pictures, so it has fewer different ones, and a Frechet distance grows as pictures get fewer:
+    its resamples lie above its value. With a `least`, the smallest that the statistic can be, they are moved until
+    their mean is the value, which leaves the spread.
+    """
+    if len(drawn) == 0:
+        return Estimate(float(value), None, None, count)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    if least is not None:
+        low, high = (max(least, edge + value - np.mean(drawn)) for edge in (low, high))
+    return Estimate(float(value), float(low), float(high), count)
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided exact p of so uneven a split, were either side as likely to win."""
+    n, ways, total = wins + losses, 1, 0
+    for k in range(min(wins, losses) + 1):
+        total += ways
+        ways = ways * (n - k) // (k + 1)
+    return min(1.0, 2 * total / 2**n)
+
+
+def compare(
+    ours: Sequence[float], theirs: Sequence[float], prompts: Sequence[Hashable], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Paired scores: their mean difference, and how often ours is the higher. Ties count for neither side."""
+    differences = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
+    won, lost = differences > TIE, differences < -TIE
+    wins, losses = int(won.sum()), int(lost.sum())
+    return {
+        "difference": bootstrap.mean(differences.tolist(), prompts),
+        "win_rate": bootstrap.ratio(won, won | lost, prompts) if wins + losses else None,
+        "wins": wins,
+        "losses": losses,
+        "ties": len(differences) - wins - losses,
+        "p": sign_test(wins, losses),
+    }

@@ -1,0 +1,182 @@
+"""Features of pictures, and the Frechet distance between two sets of them.
+
+Letters of shapes: N pictures, D features.
+"""
+
+import hashlib
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+from hydra.utils import get_object
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments.cli import say
+from experiments.judge import WEIGHTS as JUDGE
+from experiments.judge import load_judge
+from experiments.metrics import Bench, optional
+from experiments.metrics.folders import FinishedRun, Pictures
+
+EXTRACTORS = {name: f"experiments.metrics.features.{name.title()}Features" for name in ("inception", "judge")}
+PUBLISHED = "6726825d"  # the sha256 of torch-fidelity's Inception weights begins so
+
+
+class Extractor(Protocol):
+    """A network that sees features in pictures; made of its weights (None: its usual ones) and a device."""
+
+    about: dict[str, Any]  # what the numbers depend on
+    warnings: list[str]
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features [B, D] and logits [B, classes] of images uint8 [B, 3, H, W]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor saw in a set of pictures."""
+
+    values: Tensor  # float32 [N, D]
+    logits: Tensor  # float32 [N, classes]
+
+
+class InceptionFeatures:
+    """torch-fidelity's Inception-V3, TensorFlow's of 2015: 2048 pooled features, and logits without their bias."""
+
+    def __init__(self, weights: Path | None, device: torch.device):
+        module = optional("torch_fidelity.feature_extractor_inceptionv3")
+        path = inception_weights(weights, module.URL_INCEPTION_V3)
+        digest = sha256(path)
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would run what is pickled in it
+            network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
+        except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
+            raise ValueError(f"{path}: not torch-fidelity's Inception weights: {str(error).splitlines()[0]}") from error
+        self.network = network.to(device)
+        self.device = device
+        self.about = {
+            "name": "inception",
+            "weights_sha256": digest,
+            "preprocessing": "299 px, bilinear as TensorFlow 1",
+        }
+        self.warnings = []
+        if not digest.startswith(PUBLISHED):
+            self.warnings = ["these are not torch-fidelity's published Inception weights: compare with no other number"]
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return self.network(images.to(self.device))
+
+
+class JudgeFeatures:
+    """The emoji world's judge: its pooled features; its logits are those of the presence of each concept."""
+
+    def __init__(self, weights: Path | None, device: torch.device):
+        folder = weights or JUDGE
+        self.judge = load_judge(folder, device)
+        self.device = device
+        side = self.judge.config.image_size
+        self.about = {
+            "name": "judge",
+            "weights_sha256": sha256(folder / "model.safetensors"),
+            "preprocessing": f"{side} px, bilinear if of another size",
+        }
+        self.warnings: list[str] = []
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        verdict = self.judge(judge_input(images.to(self.device), self.judge.config.image_size))
+        return verdict.features, verdict.presence
+
+
+def judge_input(images: Tensor, side: int) -> Tensor:
+    """Images uint8 [B, 3, H, W] as the judge takes them: [B, 3, side, side] in [-1, 1]."""
+    pixels = images.float() / 127.5 - 1
+    if pixels.shape[2:] == (side, side):
+        return pixels
+    return F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+
+
+def inception_weights(given: Path | None, url: str) -> Path:
+    """The given file, or the cached one, which is downloaded if it can be. Raises ValueError saying where to put it."""
+    path = given or Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    where = f"download {url} and put it at {path}, or name it by the metric's weights=FILE"
+    if given is not None and not path.is_file():
+        raise ValueError(f"weights={path}: there is no such file; {where}")
+    if not path.is_file():
+        say(f"Inception weights: from {url} to {path}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=PUBLISHED, progress=False)
+        except (URLError, OSError, RuntimeError) as error:
+            raise ValueError(f"no Inception weights here and no way to them: {where}") from error
+    return path
+
+
+def sha256(*paths: Path) -> str:
+    """Of the files' contents, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def load_extractor(name: str | None, weights: str | None, run: FinishedRun, device: torch.device) -> Extractor:
+    """By name, or by the dotted name of a class. None: the judge for the embedded model's runs, else Inception."""
+    name = name or ("judge" if run.emoji else "inception")
+    try:
+        extractor = get_object(EXTRACTORS.get(name, name))
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"features={name}: must be inception, judge or the full name of a class") from error
+    return extractor(Path(weights) if weights else None, device)
+
+
+@torch.inference_mode()
+def extract(extractor: Extractor, pictures: Pictures, resize: int | None, bench: Bench) -> Features:
+    """Raises ValueError for fewer than 2 pictures, of which no covariance can be."""
+    if len(pictures.files) < 2:
+        raise ValueError(f"{pictures.folder}: holds {len(pictures.files)} picture, and at least 2 are needed")
+    batches = tqdm(pictures.batches(bench.batch_size, resize), desc=f"features of {pictures.folder.name}", leave=False)
+    values, logits = zip(*((a.cpu(), b.cpu()) for a, b in map(extractor, batches)), strict=True)
+    return Features(torch.cat(values), torch.cat(logits))
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A mean [D], and a factor [R, D] of the covariance factor^T factor, float64."""
+
+    mean: Tensor
+    factor: Tensor
+
+
+def gaussian(values: Tensor) -> Gaussian:
+    """Of N samples [N, D]."""
+    values = values.double()
+    centred = (values - values.mean(dim=0)) / (len(values) - 1) ** 0.5
+    return Gaussian(
+        values.mean(dim=0), torch.linalg.qr(centred, mode="r").R if len(values) > values.shape[1] else centred
+    )
+
+
+def frechet_distance(one: Gaussian, other: Gaussian) -> float:
+    """|m_1 - m_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)), Dowson & Landau 1982; squared, as FID is (Heusel et al. 2017).
+
+    With S_1 = A^T A and S_2 = B^T B the last trace is the sum of the singular values of A B^T, at most N x N.
+    """
+    cross = torch.linalg.svdvals(one.factor @ other.factor.T).sum()
+    spread = one.factor.square().sum() + other.factor.square().sum() - 2 * cross
+    return ((one.mean - other.mean).square().sum() + spread).item()
+
+
+def rank_warnings(pictures: Pictures, features: Features) -> list[str]:
+    """Of sets too small to span their features."""
+    count, width = features.values.shape
+    if count > width:
+        return []
+    return [
+        f"{pictures.folder.name}: {count} pictures are no more than the {width} features, so their covariance has "
+        f"rank {count - 1} at most and the distance is too high: compare it at this count alone"
+    ]

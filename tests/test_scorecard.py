@@ -1,0 +1,51 @@
+"""The scorecard of the embedded model, in little: every row is there, and a second call draws nothing again."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from test_data import SHAPES
+
+from experiments import scorecard
+from experiments.cli import CONF
+
+
+@pytest.fixture
+def icons(tmp_path: Path) -> Path:
+    """Packages with the icons that the embedded world wants, all of them discs."""
+    world = compose_cfg("world=emoji_small").world
+    for package in world.styles.values():
+        inside = tmp_path / "icons" / f"iconify-json-{package}-1.0.0" / "package"
+        inside.mkdir(parents=True)
+        icons = {name: {"body": SHAPES["disc"].format("#c06000")} for name in world.concepts.values()}
+        (inside / "icons.json").write_text(json.dumps({"icons": icons, "width": 10, "height": 10}))
+    return tmp_path / "icons"
+
+
+def compose_cfg(*overrides: str):  # noqa: ANN201
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("scorecard", list(overrides))
+
+
+def test_scorecard(icons: Path, tmp_path: Path) -> None:
+    small = ["count=4", "validation=2", "steps=2", "scales=[2.0,3.0]", "batch_size=4"]
+    cfg = compose_cfg(f"icons={icons}", f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'out'}", *small)
+    scorecard.main(cfg)
+    found = json.loads((tmp_path / "out" / "scorecard.json").read_text())
+    assert found["settings"]["scale"] in (2.0, 3.0)
+    assert len(found["scores"]) == 10
+    for name, score in found["scores"].items():
+        assert score["count"] >= 1, name
+        if score["low"] is not None:
+            assert score["low"] <= score["value"] <= score["high"], name
+    assert len((tmp_path / "out" / "scorecard.md").read_text().splitlines()) == 12
+    assert (tmp_path / "out" / "failures.png").exists()
+    pictures = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "test").rglob("images/*.png")}
+    assert len(pictures) == 16
+
+    scorecard.main(cfg)
+    assert all(path.stat().st_mtime_ns == time for path, time in pictures.items())
+    again = json.loads((tmp_path / "out" / "scorecard.json").read_text())["scores"]
+    drawn = [name for name in again if "8 pictures" not in name]
+    assert [again[name] for name in drawn] == [found["scores"][name] for name in drawn]

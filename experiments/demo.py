@@ -14,7 +14,7 @@ from experiments.pictures import save_png, sheet
 FOLDER = Path("outputs/demo")
 SEEDS = list(range(8))
 STEPS = 20
-SCALE = 3  # at which the embedded model is at its best, see its card
+SCALE = 6  # at which the embedded model is at its best, see its card
 
 
 def stages(*parts: tuple[str, int]) -> list[str]:
@@ -26,7 +26,7 @@ def classifier_free(prompt: str) -> list[str]:
     return [f"prompt='{prompt}'", f"guidance.scale={SCALE}"]
 
 
-PAIR = "a cat next to a dog on a blue background"
+PAIR = "a blue cat next to a red dog on a white background"
 ROWS = {
     "classifier-free: a cat": classifier_free("a cat"),
     "multistage: a cat 4, a dog 16": stages(("a cat", 4), ("a dog", 16)),
@@ -34,8 +34,8 @@ ROWS = {
     "multistage: a cat 12, a dog 8": stages(("a cat", 12), ("a dog", 8)),
     "classifier-free: a dog": classifier_free("a dog"),
     "multistage: a dragon 8, a fish 12": stages(("a dragon", 8), ("a fish", 12)),
-    "classifier-free: a cat next to a dog on a blue background": classifier_free(PAIR),
-    "segmentation-free: a cat next to a dog on a blue background": [
+    f"classifier-free: {PAIR}": classifier_free(PAIR),
+    f"segmentation-free: {PAIR}": [
         *classifier_free(PAIR),
         "guidance=segmentation_free",
     ],

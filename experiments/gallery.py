@@ -10,7 +10,7 @@ from experiments.pictures import save_png, sheet
 from experiments.runs import read_lines
 
 FOLDER = Path("outputs/gallery")
-SCALE = 3  # at which the embedded model is at its best, see its card
+SCALE = 6  # at which the embedded model is at its best, see its card
 STEPS = 20
 SCALES = [1, 2, 4, 8, 16]
 PAIRS = [("a dragon", "a fish"), ("a cat", "a dog"), ("a light bulb", "a pear"), ("a maple leaf", "a heart")]

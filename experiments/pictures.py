@@ -68,14 +68,14 @@ def sheet(
 
 def captioned(images: Sequence[Image.Image], captions: Sequence[str], columns: int, cell: int = 128) -> Image.Image:
     """Images in rows of `columns`, each with its number and caption below it."""
-    font, line, lines, gap = ImageFont.load_default(12), 14, 4, 6
+    font, line, lines, gap = ImageFont.load_default(12), 14, 5, 6
     rows = -(-len(images) // columns)
     canvas = Image.new("RGB", (columns * (cell + gap) + gap, rows * (cell + lines * line + gap) + gap), "white")
     pen = ImageDraw.Draw(canvas)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = gap + i % columns * (cell + gap), gap + i // columns * (cell + lines * line + gap)
         canvas.paste(fit(image, cell), (x, y))
-        words = textwrap.wrap(f"{i + 1}. {caption}", cell // 6)[:lines]
+        words = textwrap.wrap(f"{i + 1}. {caption}", 2 * cell // 13)[:lines]
         pen.multiline_text((x, y + cell), "\n".join(words), fill="black", font=font, spacing=1)
     return canvas
 

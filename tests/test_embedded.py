@@ -11,6 +11,9 @@ from conftest import Outcome
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 
+from experiments.evaluate import evaluate
+from experiments.metrics import Bench
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "ldm" / "weights" / "emoji"
 PROMPT = "a cat next to a dog on a blue background"
@@ -59,3 +62,21 @@ def test_weights_are_small_16_bit_shards() -> None:
     assert (FOLDER / "unet" / "diffusion_pytorch_model.safetensors.index.json").exists()
     assert all(path.stat().st_size < 15e6 for path in shards)
     assert (FOLDER / "README.md").exists()
+
+
+def test_the_judge_finds_what_the_model_draws(cli: Callable[..., Outcome], tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red heart\na green pear\na blue cat on a white background\na yellow light bulb\n")
+    asked = ["prompts=file", f"prompts.path={prompts}", "seeds=[0,1]", "sampler.steps=20", "guidance.scale=6"]
+    assert cli("sample", *asked, "batch_size=8", f"hydra.run.dir={tmp_path / 'run'}").status == 0
+    settings = {"judge": {"_target_": "experiments.metrics.judge.JudgeMetric"}}
+    found = evaluate(tmp_path / "run", settings, Bench(torch.device("cpu")))["judge"]
+    assert found["count"] == 8
+    assert found["value"] >= 0.75
+    assert found["details"]["colours"]["value"] >= 0.75
+
+
+def test_all_embedded_weights_are_small() -> None:
+    files = [path for path in FOLDER.parent.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 80e6
+    assert all(path.stat().st_size < 15e6 for path in files)

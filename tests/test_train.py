@@ -283,6 +283,15 @@ def test_pictures_of_progress_are_drawn_with_the_average_and_change_nothing(fold
         assert (tmp_path / part / "picture.png").exists() == (part != "clip")
 
 
+def test_curves_and_pictures_go_to_wandb(folder, tmp_path):
+    settings = ["logger=wandb", "logger.mode=offline", "picture_every=3", f"out={tmp_path}"]
+    verb.train(config(folder, "unet", *settings))
+    stored = list((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(stored) == 1
+    assert list(stored[0].glob("run-*.wandb"))
+    assert len(list(stored[0].rglob("pictures_*.table.json"))) == 2
+
+
 def test_the_trained_model_is_written_as_a_folder_that_loads(folder, tmp_path):
     checkpoint = checkpoint_of(config(folder, "unet", f"out={tmp_path}"))
     model = load_model(tmp_path / "model")

@@ -60,6 +60,14 @@ def model(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDiffusion:
     )
 
 
+def text_to_image(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDiffusion:
+    """`model`, which must draw from text alone. Raises ValueError for an inpainting model too."""
+    made = model(cfg, device, dtype)
+    if made.config.unet.in_channels != made.config.autoencoder.latent_channels:
+        raise ValueError(f"{cfg.path} is an inpainting model: this verb makes pictures from text alone")
+    return made
+
+
 def schedule(config: ScheduleConfig) -> Schedule:
     return Schedule(config.num_timesteps, config.kind, config.beta_start, config.beta_end)
 

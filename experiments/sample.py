@@ -33,10 +33,8 @@ def main(cfg: DictConfig) -> None:
     if type(cfg.batch_size) is not int or cfg.batch_size < 1:
         raise ValueError(f"batch_size={cfg.batch_size}: must be a whole number of at least 1")
 
-    model = build.model(cfg.model, device, cfg.dtype)
+    model = build.text_to_image(cfg.model, device, cfg.dtype)
     config = model.config
-    if config.unet.in_channels != config.autoencoder.latent_channels:
-        raise ValueError(f"{cfg.model.path} is an inpainting model: this verb makes pictures from text alone")
     size = cfg.height or config.image_size, cfg.width or config.image_size
     shape = model.latent_shape(*size)
     plan = [(p, seed) for p, prompt in enumerate(prompts) for seed in (seeds if prompt.seed is None else [prompt.seed])]

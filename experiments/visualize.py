@@ -40,10 +40,8 @@ def main(cfg: DictConfig) -> None:
     if type(cfg.columns) is not int or cfg.columns < 1:
         raise ValueError(f"columns={cfg.columns}: must be a whole number of at least 1")
 
-    model = build.model(cfg.model, device, cfg.dtype)
+    model = build.text_to_image(cfg.model, device, cfg.dtype)
     config = model.config
-    if config.unet.in_channels != config.autoencoder.latent_channels:
-        raise ValueError(f"{cfg.model.path} is an inpainting model: this verb makes pictures from text alone")
     shape = model.latent_shape(cfg.height or config.image_size, cfg.width or config.image_size)
     stages = build.rehearse(guidance, build.steps(cfg.sampler, config.schedule)).stages
     if prompt.text is None and any(stage.prompt is None for stage in stages):

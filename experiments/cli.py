@@ -9,11 +9,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+OmegaConf.register_new_resolver("range", lambda n: list(range(n)))  # ${range:3} is [0, 1, 2]
+
+
+class JobFailed(Exception):
+    """A job of which the user has been told why."""
 
 
 def run(main: Callable[[DictConfig], None], config_name: str) -> None:
@@ -23,7 +28,8 @@ def run(main: Callable[[DictConfig], None], config_name: str) -> None:
     """
     traceback_wanted = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, so that it can be said in one line here
-    failed: list[str] = []
+
+    failed: list[DictConfig] = []
 
     def job(cfg: DictConfig) -> None:
         try:
@@ -32,14 +38,19 @@ def run(main: Callable[[DictConfig], None], config_name: str) -> None:
             if traceback_wanted:
                 raise
             hydra_config = HydraConfig.get()
-            where = f" in job {hydra_config.job.override_dirname}" if hydra_config.mode == RunMode.MULTIRUN else ""
-            failed.append(where)
-            say(f"error{where}: {one_line(error)}")
+            if hydra_config.mode == RunMode.RUN:
+                say(f"error: {one_line(error)}")
+                failed.append(cfg)
+            else:
+                say(f"error in job {hydra_config.job.override_dirname}: {one_line(error)}")
+                raise JobFailed from error  # which every launcher keeps, runs the other jobs, and raises at the end
 
     try:
         hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(job)()
     except KeyboardInterrupt:
         sys.exit(130)
+    except JobFailed:
+        sys.exit(1)
     except USER_ERRORS as error:
         if traceback_wanted:
             raise

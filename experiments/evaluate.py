@@ -32,22 +32,41 @@ def main(cfg: DictConfig) -> None:
 
 
 def evaluate(
-    folder: Path, metrics: Mapping[str, Any], bench: Bench, against: Path | None = None
+    folder: Path, metrics: Mapping[str, Any], bench: Bench, against: Path | None = None, again: bool = True
 ) -> dict[str, dict[str, Any]]:
     """Measure a run folder; what FOLDER/metrics/NAME.json holds, by the metrics' names.
 
     `metrics` maps each name to its settings, as in conf/metrics. `against` is another run, whose pictures are compared
-    with those of the same prompts and seeds here, for every metric that scores single pictures.
+    with those of the same prompts and seeds here, for every metric that scores single pictures. Without `again` a
+    result that is there already, of the same pictures under the same settings, is taken as it is.
     Raises ValueError naming the metric and what it lacks; the results before it are kept.
     """
-    made = {name: build.create(settings, f"metrics.{name}") for name, settings in metrics.items()}
+    made: dict[str, Metric] = {name: build.create(settings, f"metrics.{name}") for name, settings in metrics.items()}
     run, other = open_run(folder), None if against is None else open_run(against)
     results = {}
     for name, metric in made.items():
-        results[name] = {"metric": name, **measure(name, metric, run, other, bench)}
-        (folder / "metrics").mkdir(exist_ok=True)
-        write(folder / "metrics" / f"{name}.json", json.dumps(results[name], indent=1, allow_nan=False) + "\n")
+        old = read_result(folder, name)
+        if again or old is None or any(old.get(key) != value for key, value in basis(metric, run, bench).items()):
+            store(folder, name, measure(name, metric, run, other, bench))
+        results[name] = read_result(folder, name) or {}
     return results
+
+
+def basis(metric: Metric, run: FinishedRun, bench: Bench) -> dict[str, Any]:
+    """What a result depends on, beside the code and the files that the settings name."""
+    return plain({"settings": metric, "bootstrap": bench.bootstrap, "run": run.pictures.described()})
+
+
+def store(folder: Path, name: str, result: dict[str, Any]) -> None:
+    (folder / "metrics").mkdir(exist_ok=True)
+    text = json.dumps({"metric": name, **result}, indent=1, allow_nan=False)
+    write(folder / "metrics" / f"{name}.json", text + "\n")
+
+
+def read_result(folder: Path, name: str) -> dict[str, Any] | None:
+    """What was stored in a run folder under a metric's name."""
+    path = folder / "metrics" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def measure(name: str, metric: Metric, run: FinishedRun, other: FinishedRun | None, bench: Bench) -> dict[str, Any]:
@@ -59,18 +78,20 @@ def measure(name: str, metric: Metric, run: FinishedRun, other: FinishedRun | No
             versus = compare_runs(run, result, other, metric.measure(other, bench), bench.bootstrap)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+    found = described(result) | {"against": plain(versus)} | basis(metric, run, bench)
+    return found | {"warnings": [*run.pictures.warnings, *result.warnings]}
+
+
+def described(result: Result) -> dict[str, Any]:
+    """A result in JSON's types, with the code that it was had with."""
     return plain(
         {
             **asdict(result.estimate),
             "details": result.details,
-            "against": versus,
             "about": result.about,
-            "settings": metric,
-            "bootstrap": bench.bootstrap,
-            "run": run.pictures.described(),
             "commit": commit(),
             "versions": {package: v for package in PACKAGES if (v := installed(package))},
-            "warnings": [*run.pictures.warnings, *result.warnings],
+            "warnings": result.warnings,
             "per_image": result.per_image,
         }
     )
@@ -129,7 +150,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         rows += [(f"  {detail}", *cells(found)) for detail, found in result["details"].items()]
         for score, found in (result["against"] or {}).items():
             if isinstance(found, dict) and "difference" in found:
-                rows += versus(score, found)
+                rows += versus_rows(score, found)
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join(f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows)
 
@@ -139,7 +160,7 @@ def cells(found: dict[str, Any]) -> tuple[str, str, str]:
     return f"{found['value']:.4g}", "" if low is None else f"{low:.4g} .. {high:.4g}", str(found["count"])
 
 
-def versus(score: str, found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+def versus_rows(score: str, found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """The lines of a comparison."""
     rows = [(f"  {score}, less the other run's", *cells(found["difference"]))]
     if found["win_rate"]:

@@ -11,7 +11,10 @@ from experiments.cli import say
 
 
 class Logger:
-    """Records a run's config, metrics and images; without a W&B run (logger=none, or after a failure) does nothing."""
+    """Records a run's config, metrics and images, until it is finished or its `with` ends.
+
+    Without a W&B run (logger=none, or after a failure) it does nothing.
+    """
 
     def __init__(self, cfg: DictConfig, config: dict[str, Any], folder: Path):
         self.run: Any = None
@@ -21,6 +24,21 @@ class Logger:
                 if self.run is None:
                     self.run = self.attempt(partial(start, cfg, config, folder, mode), f"start W&B {mode}")
 
+    def __enter__(self) -> "Logger":
+        return self
+
+    def __exit__(self, kind: type | None, error: object, traceback: object) -> None:
+        self.finish(failed=kind is not None)
+
+    def finish(self, failed: bool = False) -> None:
+        if self.run is not None:
+            self.attempt(lambda: self.run.finish(exit_code=int(failed)), "finish the W&B run")
+
+    def summary(self, values: dict[str, Any]) -> None:
+        """What is to be said of the run as a whole."""
+        if self.run is not None:
+            self.attempt(lambda: self.run.summary.update(values), "log to W&B")
+
     def log(self, metrics: dict[str, Any]) -> None:
         if self.run is not None:
             self.attempt(lambda: self.run.log(metrics), "log to W&B")
@@ -29,10 +47,6 @@ class Logger:
         """A table of a run's pictures: every field of its record, and the picture at its `file`."""
         if self.run is not None:
             self.attempt(lambda: self.run.log({name: image_table(records, folder)}), "log images to W&B")
-
-    def finish(self) -> None:
-        if self.run is not None:
-            self.attempt(lambda: self.run.finish(), "finish the W&B run")
 
     def attempt(self, call: Callable[[], Any], what: str) -> Any:
         try:

@@ -3,6 +3,7 @@
 import hashlib
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,39 @@ from ldm import LatentDiffusion
 from samplers import ImageNoise, Step, as_eps
 
 
+@dataclass(frozen=True)
+class Job:
+    """A config that was found good, with all that it takes to draw its pictures. Nothing is written yet."""
+
+    cfg: DictConfig
+    settings: dict[str, Any]  # the config, less what no picture depends on
+    prompts: list[Prompt]
+    batches: list[list[tuple[int, int]]]  # prompt index and seed of each picture
+    ours: list[int]  # the batches of this shard
+    columns: int | None  # pictures of a prompt; None where prompts bring seeds of their own
+    guidance: Guidance
+    rehearsal: build.Rehearsal
+    device: torch.device
+    model: LatentDiffusion
+    sampler: Callable[..., Iterator[tuple[Step, Tensor, Tensor]]]
+    size: tuple[int, int]
+    noise: Tensor | None
+
+
 def main(cfg: DictConfig) -> None:
+    folder, job = Path(HydraConfig.get().runtime.output_dir), prepare(cfg)
+    with Logger(cfg.logger, job.settings, folder) as logger:
+        records = draw(job, folder, logger)
+    if records is None:
+        print(f"shard {cfg.shard}: its {len(job.ours)} batches are done; others are missing yet: {folder}")
+        return
+    mean = sum(record["seconds"] for record in records) / len(records)
+    evaluations = job.rehearsal.evaluations
+    print(f"{len(records)} pictures, {mean:.2f} s and {evaluations} U-Net evaluations each: {folder}/grid.png")
+
+
+def prepare(cfg: DictConfig) -> Job:
+    """Raises ValueError, or OSError of a file, for whatever keeps the config from being drawn."""
     prompts, seeds = build.prompts(cfg), build.seeds(cfg)
     guidance = build.guidance(cfg.guidance)
     device = build.device(cfg.device)
@@ -36,63 +69,71 @@ def main(cfg: DictConfig) -> None:
     model = build.text_to_image(cfg.model, device, cfg.dtype)
     config = model.config
     size = cfg.height or config.image_size, cfg.width or config.image_size
-    shape = model.latent_shape(*size)
     plan = [(p, seed) for p, prompt in enumerate(prompts) for seed in (seeds if prompt.seed is None else [prompt.seed])]
     batches = [plan[i : i + cfg.batch_size] for i in range(0, len(plan), cfg.batch_size)]
-    shard, shards = build.shard(cfg.shard)
-    given_noise = None if cfg.noise is None else read_noise(Path(cfg.noise), (len(plan), *shape))
+    shard, shards = build.shard(cfg.shard)  # the batches are the same whatever the shards, and so the pictures
+    shape = len(plan), *model.latent_shape(*size)
+    noise = None if cfg.noise is None else read_noise(Path(cfg.noise), shape)
 
-    steps = build.steps(cfg.sampler, config.schedule)
-    rehearsal = build.rehearse(guidance, steps)
+    rehearsal = build.rehearse(guidance, build.steps(cfg.sampler, config.schedule))
     if prompts[0].text is None and any(stage.prompt is None for stage in rehearsal.stages):
         raise ValueError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
-    cut = warn_of_cut_prompts(model, prompts, rehearsal)
-
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     del settings["logger"], settings["shard"]
-    folder = Path(HydraConfig.get().runtime.output_dir)
-    run = Run(folder, settings, device, (shard, shards))
-    logger = Logger(cfg.logger, settings, folder)
-    sampler = build.sampler(cfg.sampler, config.schedule)
-    ours = list(enumerate(batches))[shard::shards]  # the batches are the same whatever the shards, and so the pictures
+    return Job(
+        cfg,
+        settings,
+        prompts,
+        batches,
+        list(range(len(batches)))[shard::shards],
+        None if any(prompt.seed is not None for prompt in prompts) else len(seeds),
+        guidance,
+        rehearsal,
+        device,
+        model,
+        build.sampler(cfg.sampler, config.schedule),
+        size,
+        noise,
+    )
 
-    with torch.inference_mode(), tqdm(total=len(ours) * len(steps), unit="step", desc="sampling") as bar:
-        for b, batch in ours:
+
+def draw(job: Job, folder: Path, logger: Logger) -> list[dict[str, Any]] | None:
+    """Make what is missing in the run folder; its records, or None while another shard's batches are missing."""
+    cfg, shape = job.cfg, job.model.latent_shape(*job.size)
+    cut = warn_of_cut_prompts(job.model, job.prompts, job.rehearsal)
+    run = Run(folder, job.settings, job.device, build.shard(cfg.shard))
+    with torch.inference_mode(), tqdm(total=len(job.ours) * cfg.sampler.steps, unit="step", desc="sampling") as bar:
+        for b in job.ours:
+            batch = job.batches[b]
             if run.has(b, batch, cfg.save_latents):
-                bar.update(len(steps))
+                bar.update(cfg.sampler.steps)
                 continue
             start = time.perf_counter()
-            batch_prompts, batch_seeds = [prompts[p] for p, _ in batch], [seed for _, seed in batch]
-            noise = ImageNoise(batch_seeds, shape, device)
+            prompts, seeds = [job.prompts[p] for p, _ in batch], [seed for _, seed in batch]
+            noise = ImageNoise(seeds, shape, job.device)
             x_T = noise()
-            if given_noise is not None:
-                x_T = given_noise[b * cfg.batch_size :][: len(batch)].to(device)
-            x_0 = sample(model, guidance, partial(sampler, noise=noise), x_T, batch_prompts, bar.update)
-            images = model.decode(x_0).cpu()
+            if job.noise is not None:
+                x_T = job.noise[b * cfg.batch_size :][: len(batch)].to(job.device)
+            x_0 = sample(job.model, job.guidance, partial(job.sampler, noise=noise), x_T, prompts, bar.update)
+            images = job.model.decode(x_0).cpu()
             if cfg.save_latents:
                 run.add_latents(b, x_T, x_0)
             seconds = (time.perf_counter() - start) / len(batch)
             for (p, seed), image in zip(batch, images, strict=True):
-                record = {"prompt_index": p, **asked(prompts[p], rehearsal), "seed": seed}
-                record |= {"evaluations": rehearsal.evaluations, "seconds": round(seconds, 4)}
+                record = {"prompt_index": p, **asked(job.prompts[p], job.rehearsal), "seed": seed}
+                record |= {"evaluations": job.rehearsal.evaluations, "seconds": round(seconds, 4)}
                 record |= {"cut": cut[p]} if p in cut else {}
-                run.add(image, determined_by(settings, prompts[p], seed, size), record)
+                run.add(image, determined_by(job.settings, job.prompts[p], seed, job.size), record)
             logger.log({"seconds_per_image": seconds, "images": len(run.records)})
 
-    records = run.finish(batches, cfg.save_latents)
-    if records is None:
-        logger.finish()
-        print(f"shard {cfg.shard}: its {len(ours)} batches are done; others are missing yet: {folder}")
-        return
-    own_seeds = any(prompt.seed is not None for prompt in prompts)
-    save_png(contact_sheet(folder, records) if own_seeds else grid(folder, records, len(seeds)), folder / "grid.png")
-    mean = sum(record["seconds"] for record in records) / len(records)
-    logger.log({"mean_seconds_per_image": mean, "unet_evaluations_per_image": rehearsal.evaluations})
-    logger.images("samples", records, folder)
-    logger.finish()
-    print(
-        f"{len(records)} pictures, {mean:.2f} s and {rehearsal.evaluations} U-Net evaluations each: {folder}/grid.png"
-    )
+    records = run.finish(job.batches, cfg.save_latents)
+    if records is not None:
+        picture = contact_sheet(folder, records) if job.columns is None else grid(folder, records, job.columns)
+        save_png(picture, folder / "grid.png")
+        mean = sum(record["seconds"] for record in records) / len(records)
+        logger.summary({"mean_seconds_per_image": mean, "unet_evaluations_per_image": job.rehearsal.evaluations})
+        logger.images("samples", records, folder)
+    return records
 
 
 def sample(

@@ -56,16 +56,28 @@ def main(cfg: DictConfig) -> None:
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    title = " > ".join(f"{s.prompt} ({s.steps} steps)" for s in asked) + f", seed {seed}"
-    some = [moments[i] for i in spread(len(moments), cfg.columns, [stage.steps for stage in asked])]
-    colours = colours_of(moments)
+    title = title_of(asked, seed)
     save_png(to_image(picture), folder / "picture.png")
-    save_png(titled(words_sheet(picture, some, list(colours)), title), folder / "maps.png")
-    save_png(titled(owners_sheet(some, colours), title), folder / "semantics.png")
+    save_sheets(picture, moments, asked, title, cfg.columns, folder)
+    colours = colours_of(moments)
     save_animation([frame(moment, colours, title) for moment in moments], folder / "steps.gif")
     save_maps(moments, folder / "maps.safetensors")
     runs.write(folder / "run.json", json.dumps(runs.describe(settings, device), indent=1))
     print(f"{len(colours)} words in {len(moments)} steps: {folder}/maps.png, semantics.png, steps.gif")
+
+
+def title_of(stages: Sequence[build.Stretch], seed: int) -> str:
+    return " > ".join(f"{s.prompt} ({s.steps} steps)" for s in stages) + f", seed {seed}"
+
+
+def save_sheets(
+    picture: Tensor, moments: list[Moment], stages: Sequence[build.Stretch], title: str, columns: int, folder: Path
+) -> None:
+    """maps.png and semantics.png, of about `columns` of the moments."""
+    some = [moments[i] for i in spread(len(moments), columns, [stage.steps for stage in stages])]
+    colours = colours_of(moments)
+    save_png(titled(words_sheet(picture, some, list(colours)), title), folder / "maps.png")
+    save_png(titled(owners_sheet(some, colours), title), folder / "semantics.png")
 
 
 def check_words(model: LatentDiffusion, prompts: list[str]) -> None:

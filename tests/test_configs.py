@@ -60,7 +60,7 @@ def test_sampler_yaml_mirrors_its_function(name: str) -> None:
 @pytest.mark.parametrize("name", names("model"))
 def test_model_yaml_has_the_loader_s_fields(name: str) -> None:
     cfg = composed(f"model={name}").model
-    assert list(cfg) == ["name", "path", "config", "prediction", "ema"]
+    assert list(cfg) == ["name", "path", "config", "prediction", "ema", "subject"]
     assert OmegaConf.is_missing(cfg, "path") == (name != "emoji")
     assert cfg.prediction == {"sd21": "v", "sd21_base": "eps"}.get(name)
 

@@ -65,7 +65,8 @@ def judged(run: Path, judge: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", sorted((CONF / "metrics").glob("*.yaml")), ids=lambda path: path.stem)
 def test_metric_is_one_yaml_that_mirrors_its_class(path: Path) -> None:
-    needed = {"frechet": {"reference": "x"}, "alpha_fid": {"references": "x"}}.get(path.stem, {})
+    needed: dict = {"frechet": {"reference": "x"}, "alpha_fid": {"references": "x"}}.get(path.stem, {})
+    needed |= {"object_shares": {"objects": ["x", "y"]}, "word_choice": {"words": ["x", "y"]}}.get(path.stem, {})
     overrides = [f"metrics.{path.stem}.{key}={value}" for key, value in needed.items()]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("evaluate", ["run=x", f"metrics=[{path.stem}]", *overrides]).metrics

@@ -42,7 +42,7 @@ def drawing(seed: int, size: int = 16) -> torch.Tensor:
 
 def make_run(folder: Path, asked: list[dict], seeds: list[int], model: str = "emoji", size: int = 16) -> Path:
     """A finished run folder, whose pictures differ with prompt, seed and folder."""
-    run = Run(folder, {"model": {"name": model}}, CPU)
+    run = Run(folder, {"model": {"name": model, "subject": "emoji" if model == "emoji" else "photo"}}, CPU)
     for p, seed in itertools.product(range(len(asked)), seeds):
         image = drawing(1000 * p + seed + sum(folder.name.encode()), size)
         run.add(image, {}, {"prompt_index": p, "seed": seed, "negative_prompt": "", **asked[p]})

@@ -35,7 +35,7 @@ class AlphaFid:
     caption's pictures again (unit "pictures") or the captions (unit "prompts"), and keeps the references.
     """
 
-    references: str
+    references: str | None
     objects: list[str] | None = None
     features: str | None = None
     weights: str | None = None
@@ -43,7 +43,7 @@ class AlphaFid:
     resamples: int = 100
 
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
-        known = object_folders(Path(self.references))
+        known = object_folders(self.references)
         captions, left_out = self.captions(run, list(known))
         extractor = load_extractor(self.features, self.weights, run, bench.device)
         ours = extract(extractor, run.pictures, self.resize, bench).values
@@ -83,11 +83,12 @@ class AlphaFid:
         return list(found.values()), len(run.records) - sum(len(caption.indices) for caption in found.values())
 
 
-def object_folders(folder: Path) -> dict[str, Path]:
+def object_folders(references: str | None) -> dict[str, Path]:
     """By their names. Raises ValueError if there are fewer than two."""
-    known = {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()} if folder.is_dir() else {}
+    paths = sorted(Path(references).iterdir()) if references and Path(references).is_dir() else []
+    known = {path.name: path for path in paths if path.is_dir()}
     if len(known) < 2:
-        raise ValueError(f"references={folder}: must hold a folder of pictures for each object, by its name")
+        raise ValueError(f"references={references}: must hold a folder of pictures for each object, by its name")
     return known
 
 

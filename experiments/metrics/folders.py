@@ -60,8 +60,8 @@ class FinishedRun:
 
     @property
     def emoji(self) -> bool:
-        """Whether the embedded model drew it, so that the judge and the embedded CLIP know what is in it."""
-        return self.config["model"]["name"] == "emoji"
+        """Whether a model of emoji drew it, so that the judge and the embedded CLIP know what is in it."""
+        return self.config["model"]["subject"] == "emoji"
 
     @cached_property
     def captions(self) -> list[tuple[str, ...]]:

@@ -1,0 +1,84 @@
+"""How much guidance a method really gives: the scale of the classifier-free guidance that it amounts to.
+
+Merely raising that scale rivals most guidance methods (GA-Eval, arXiv 2602.22570), so methods are to be compared where
+their effective scales are equal.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from experiments import sample
+from experiments.metrics import Bench, Result
+from experiments.metrics.folders import FinishedRun
+from guidance import Branch, Guidance
+from ldm.text import Texts
+from samplers import ImageNoise, Step
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Another guidance, and for each step how its result lies to classifier-free guidance's direction.
+
+    With d = eps_c - eps_u and the guided eps, of each picture: scale = <eps - eps_u, d> / <d, d>, which for
+    classifier-free guidance is g itself; cosine = that of the angle between eps - eps_u and d.
+    """
+
+    inner: Guidance
+    steps: list[dict[str, Any]] = field(default_factory=list)  # i, t, scale [B], cosine [B]
+
+    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
+        return {**self.inner.branches(texts, step), "unconditional": Branch(texts.negative)}
+
+    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
+        guided = self.inner.combine({name: eps[name] for name in eps if name != "unconditional"}, x_t, step)
+        d, direction = ((e - eps["unconditional"]).flatten(1).double() for e in (eps["cond"], guided))
+        along = (direction * d).sum(dim=1)
+        scale, cosine = along / d.square().sum(dim=1), along / (d.norm(dim=1) * direction.norm(dim=1))
+        self.steps.append({"i": step.i, "t": step.t, "scale": scale.cpu(), "cosine": cosine.cpu()})
+        return guided
+
+
+@dataclass(frozen=True)
+class EffectiveScale:
+    """The scale of `Projection`, mean over the steps; the first `pictures` of the run are drawn again for it.
+
+    The detail "cosine" is 1 for a method that does nothing but scale.
+    """
+
+    pictures: int = 16
+
+    def measure(self, run: FinishedRun, bench: Bench) -> Result:
+        if type(self.pictures) is not int or self.pictures < 1:
+            raise ValueError(f"pictures={self.pictures}: must be a whole number of at least 1")
+        again = {**run.config, "device": str(bench.device), "logger": {"name": "none"}, "shard": "0/1"}
+        job = sample.prepare(OmegaConf.create(again))
+        plan = [picture for batch in job.batches for picture in batch][: self.pictures]
+        size = job.cfg.batch_size
+        seen = [projections(job, plan[i : i + size], i) for i in range(0, len(plan), size)]
+        scale, cosine = (torch.cat([batch[key] for batch in seen], dim=1) for key in ("scale", "cosine"))  # [S, N]
+        captions = run.captions[: len(plan)]
+        scales, cosines = scale.mean(dim=0).tolist(), cosine.mean(dim=0).tolist()
+        curve = {"scale": scale.mean(dim=1).tolist(), "cosine": cosine.mean(dim=1).tolist(), "timestep": seen[0]["t"]}
+        return Result(
+            bench.bootstrap.mean(scales, captions),
+            {"cosine": bench.bootstrap.mean(cosines, captions)},
+            [{"file": r["file"], "value": s} for r, s in zip(run.records, scales, strict=False)],
+            {"by_step": curve},
+        )
+
+
+@torch.inference_mode()
+def projections(job: sample.Job, batch: list[tuple[int, int]], first: int) -> dict[str, Any]:
+    """Scale and cosine [S, B] of a batch of the plan that begins at its picture `first`, and the timesteps."""
+    prompts, seeds = [job.prompts[p] for p, _ in batch], [seed for _, seed in batch]
+    noise = ImageNoise(seeds, job.model.latent_shape(*job.size), job.device)
+    x_T = noise() if job.noise is None else job.noise[first:][: len(batch)].to(job.device)
+    probe = Projection(job.guidance)
+    sample.sample(job.model, probe, partial(job.sampler, noise=noise), x_T, prompts, lambda: None)
+    steps = {key: torch.stack([step[key] for step in probe.steps]) for key in ("scale", "cosine")}
+    return {**steps, "t": [step["t"] for step in probe.steps]}

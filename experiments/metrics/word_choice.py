@@ -1,0 +1,74 @@
+"""Whether a picture shows the word of its prompt and not another in its place: CLIP's choice among rival words."""
+
+import re
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from experiments.metrics import Bench, Result
+from experiments.metrics.clip_score import ClipScore, load_clip
+from experiments.metrics.folders import FinishedRun, read
+
+
+@dataclass(frozen=True)
+class WordChoice:
+    """The share of pictures nearer to their prompt than to the same prompt with another of `words` in its word's place.
+
+    Counted are the pictures whose prompt holds exactly one of the words; chance is 1 / the number of words. `model` and
+    `pretrained` as in `ClipScore`. The details are the shares by word.
+    """
+
+    words: list[str]
+    model: str | None = None
+    pretrained: str | None = None
+
+    def measure(self, run: FinishedRun, bench: Bench) -> Result:
+        if len(set(self.words)) < 2:
+            raise ValueError(f"words={self.words}: at least two")
+        rivals = [self.rivals(texts) for texts in run.captions]
+        asked = [i for i, prompts in enumerate(rivals) if prompts]
+        if not asked:
+            raise ValueError(f"no prompt holds exactly one of {', '.join(self.words)}")
+        network, preprocess, tokenizer, about = load_clip(
+            *ClipScore(self.model, self.pretrained).chosen(run), bench.device
+        )
+        right: list[float | None] = [None] * len(rivals)
+        margins: list[float | None] = [None] * len(rivals)
+        with torch.inference_mode():
+            for i in tqdm(asked, desc="word_choice", leave=False):
+                image = preprocess(read(run.pictures.files[i]))[None].to(bench.device)
+                seen = F.normalize(network.encode_image(image).float(), dim=-1)
+                texts = F.normalize(network.encode_text(tokenizer(rivals[i]).to(bench.device)).float(), dim=-1)
+                own, *others = (100 * texts @ seen[0]).tolist()
+                right[i], margins[i] = float(own > max(others)), own - max(others)
+        details = {"margin": bench.bootstrap.mean(margins, run.captions)}
+        for word in self.words:
+            some = [
+                r if r is not None and self.word(c) == word else None for r, c in zip(right, run.captions, strict=True)
+            ]
+            if any(value is not None for value in some):
+                details[word] = bench.bootstrap.mean(some, run.captions)
+        per_image = [
+            {"file": r["file"], "value": value, "margin": margin}
+            for r, value, margin in zip(run.records, right, margins, strict=True)
+        ]
+        left_out = len(rivals) - len(asked)
+        warnings = (
+            [f"{left_out} pictures left out: their prompts hold none of the words, or several"] if left_out else []
+        )
+        return Result(bench.bootstrap.mean(right, run.captions), details, per_image, about, warnings)
+
+    def word(self, caption: tuple[str, ...]) -> str | None:
+        """The one of the words that a picture's prompt holds; None if it has several prompts, or words, or none."""
+        found = [word for word in self.words if len(caption) == 1 and re.search(rf"\b{re.escape(word)}\b", caption[0])]
+        return found[0] if len(found) == 1 else None
+
+    def rivals(self, caption: tuple[str, ...]) -> list[str]:
+        """The prompt, and the prompts with the others in its word's place; none if it has no one word."""
+        word = self.word(caption)
+        if word is None:
+            return []
+        places = rf"\b{re.escape(word)}\b"
+        return [caption[0], *(re.sub(places, other, caption[0]) for other in self.words if other != word)]

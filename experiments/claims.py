@@ -3,6 +3,7 @@
 A claim is a record of the experiment's yaml: say, a sentence; measure, as in "judge/both"; expect; and one of
 
 expect: higher or lower, here: AXES, there: AXES        cells at `here` against those at `there`
+expect: higher or lower, here: AXES, than: MEASURE      against another measure of the same cells
 expect: higher or lower, here: AXES, curve: AXES        against the cells of `curve` (classifier-free guidance at some
         free: [AXIS], at: equal                         values of AXIS), between the two whose effective scales enclose
         at: best                                        theirs; or against the best of them
@@ -72,7 +73,7 @@ def verdict(sweep: Sweep, claim: dict[str, Any]) -> Verdict:
     if "along" in claim:
         return trend(sweep, claim)
     pairs, note = matched(sweep, claim)
-    found = difference(pairs, measure)
+    found = difference(pairs, measure, claim.get("than", measure))
     if found is None:
         return Verdict(say, measure, "", UNTOLD, note or "not measured in cells that could be compared")
     return Verdict(say, measure, told(found), judged(found, SIGNS[expect]), note)
@@ -83,6 +84,8 @@ def matched(sweep: Sweep, claim: dict[str, Any]) -> tuple[Pairs, str]:
     here, there, curve = claim["here"], claim.get("there"), claim.get("curve", {})
     axes = {*here, *(there or {}), *curve, *claim.get("free", [])}
     groups = grouped(sweep.at(here), axes)
+    if "than" in claim:
+        return {key: (Group(cells), Group(cells)) for key, cells in groups.items()}, f"than {claim['than']}"
     if there is not None:
         others = grouped(sweep.at(there), axes)
         return {key: (Group(cells), Group(others[key])) for key, cells in groups.items() if key in others}, ""
@@ -128,7 +131,7 @@ def trend(sweep: Sweep, claim: dict[str, Any]) -> Verdict:
 
     def between(one: float, two: float) -> Estimate | None:
         first, second = (grouped([c for c in cells if c.axes[axis] == v], {axis}) for v in (one, two))
-        return difference({k: (Group(second[k]), Group(first[k])) for k in first if k in second}, measure)
+        return difference({k: (Group(second[k]), Group(first[k])) for k in first if k in second}, measure, measure)
 
     whole = between(values[0], values[-1]) if len(values) > 1 else None
     if whole is None:
@@ -149,13 +152,13 @@ def grouped(cells: Sequence[Cell], axes: set[str]) -> dict[Hashable, tuple[Cell,
     return found
 
 
-def difference(pairs: Pairs, measure: str) -> Estimate | None:
-    """Of here less there, the mean over pairs of groups; None if something was not measured."""
+def difference(pairs: Pairs, measure: str, than: str) -> Estimate | None:
+    """A measure here less that or another there, the mean over pairs of groups; None if something was not measured."""
     paired, estimates = [], []
     for one, other in pairs.values():
-        ours, theirs = one.scores(measure), other.scores(measure)
+        ours, theirs = one.scores(measure), other.scores(than)
         paired += [ours[file] - theirs[file] for file in sorted(ours.keys() & theirs.keys())]
-        estimates.append((one.estimate(measure), other.estimate(measure)))
+        estimates.append((one.estimate(measure), other.estimate(than)))
     if paired:
         return Bootstrap().mean(paired, range(len(paired)))
     known = [(a[0] - b[0], np.hypot(a[1], b[1])) for a, b in estimates if a is not None and b is not None]

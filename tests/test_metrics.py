@@ -88,7 +88,8 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def metric(name: str, **settings: object) -> dict[str, dict]:
     classes = {"judge": "JudgeMetric", "clip_score": "ClipScore", "pick_score": "PickScore", "frechet": "Frechet"}
-    classes |= {"inception_score": "InceptionScore", "alpha_fid": "AlphaFid"}
+    classes |= {"inception_score": "InceptionScore", "alpha_fid": "AlphaFid", "word_choice": "WordChoice"}
+    classes |= {"object_shares": "ObjectShares", "effective_scale": "EffectiveScale"}
     return {name: {"_target_": f"experiments.metrics.{name}.{classes[name]}", **settings}}
 
 

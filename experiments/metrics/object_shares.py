@@ -42,6 +42,8 @@ class ObjectShares:
                 either = area_one + area_two
                 scores = {"value": area_one / either if either else None, "first": first, "second": second}
                 per_image.append({**scores, "both": first and second, "one": first != second})
+        if all(score["value"] is None for score in per_image):
+            raise ValueError(f"no picture shows {' or '.join(self.objects)}")
         captions = run.captions
         details = {
             name: bench.bootstrap.mean([float(score[name]) for score in per_image], captions)

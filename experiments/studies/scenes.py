@@ -1,0 +1,199 @@
+"""Held-out scenes on their way to noise, and their true masks: what the studies of this package look at.
+
+Letters of shapes: B scenes, C channels, h x w cells of the latent or patches of an attention layer, H x W pixels.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageColor
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments import build
+from experiments.attention_pictures import HEAT, NO_WORD, PALETTE, enlarge, join, legend, text_lines, tinted
+from experiments.data.emoji import EmojiScenes, Object, Scene, World, collate, load_atlas
+from experiments.metrics import Bench
+from experiments.parts import numbers
+from experiments.pictures import sheet
+from guidance import Branch, guided
+from guidance.branch import Predict
+from ldm import LatentDiffusion
+from ldm.text import Span, Texts
+from samplers import ImageNoise, Step, add_noise, as_eps
+
+Range = tuple[int, int]  # positions of tokens; the second exclusive
+PICTURED = 4  # scenes on a figure
+OWNERS = {"object 1": f"#{PALETTE[0]}", "object 2": f"#{PALETTE[3]}", "object 3": f"#{PALETTE[1]}"}  # red, blue, green
+OWNERS["other words"] = "#fff2a8"
+
+
+@dataclass(frozen=True)
+class Noised:
+    """B scenes at a timestep: x_0 and x_t [B, C, h, w] in float32, their captions' texts, and t as a step by itself."""
+
+    scenes: list[Scene]
+    x_0: Tensor
+    x_t: Tensor
+    texts: Texts
+    step: Step
+
+
+@dataclass(frozen=True)
+class SceneStudy:
+    """The settings that studies share: which scenes, and how noisy.
+
+    world         the content of a file in conf/world; icons, cache: the icon packages' folder, the rendered atlas's
+    timestep      t of x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps; x_0 is the autoencoder's mean, and the
+                  noise of scene i the first draw of a generator whose seed is i
+    count, seed   held-out scenes 0 .. count - 1 of the scenes' seed
+    layouts       kinds of scenes; tinted: every object tinted (true), none (false), or as it comes
+    """
+
+    world: dict[str, Any]
+    icons: str = "icons"
+    cache: str = "outputs/cache"
+    timestep: int = 501
+    count: int = 100
+    seed: int = 0
+    layouts: Sequence[str] = ("beside", "above")
+    tinted: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("timestep", 0), ("count", 2), ("seed", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name}={value}: must be a whole number of at least {least}")
+        known = self.world["layouts"]
+        if not self.layouts or isinstance(self.layouts, str) or not set(self.layouts) <= set(known):
+            raise ValueError(f"layouts={self.layouts}: must be a list of some of {', '.join(known)}")
+
+    def batches(self, model: LatentDiffusion, bench: Bench) -> Iterator[Noised]:
+        """The scenes in order. Raises ValueError for a timestep beyond the model's, and for icons that are missing."""
+        schedule = build.schedule(model.config.schedule)
+        if self.timestep >= schedule.num_timesteps:
+            raise ValueError(f"timestep={self.timestep}: the model's are 0 to {schedule.num_timesteps - 1}")
+        alpha_bar_t = schedule.alpha_bar[self.timestep]
+        step = Step(0, 1, self.timestep, None, (1 / alpha_bar_t - 1).sqrt().item())
+        world = World(**numbers(self.world))
+        shape = model.latent_shape(world.image_size, world.image_size)
+        atlas = load_atlas(world, Path(self.icons), Path(self.cache))
+        drawn = EmojiScenes(world, atlas, "held_out", self.seed, layouts=tuple(self.layouts), tinted=self.tinted)
+        for i in tqdm(range(0, self.count, bench.batch_size), desc=f"t={self.timestep}", leave=False):
+            indices = range(i, min(i + bench.batch_size, self.count))
+            scenes = [drawn[j] for j in indices]
+            pixels = collate(scenes, world).pixels().to(model.device, model.unet.conv_in.weight.dtype)
+            x_0 = model.autoencoder.encode(pixels)[0].float()
+            x_t = add_noise(x_0, ImageNoise(indices, shape, model.device)(), alpha_bar_t)
+            yield Noised(scenes, x_0, x_t, model.texts([scene.caption for scene in scenes]), step)
+
+    def about(self, model: LatentDiffusion) -> dict[str, Any]:
+        """What the numbers depend on. Sampling begins at the largest t, so that few steps come before a large one."""
+        T = model.config.schedule.num_timesteps
+        scenes = {"world": self.world["name"], "split": "held_out", "count": self.count, "seed": self.seed}
+        return {
+            "scenes": {**scenes, "layouts": list(self.layouts), "tinted": self.tinted},
+            "timestep": self.timestep,
+            "share_of_steps_before": 1 - (self.timestep + 1) / T,
+        }
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError unless the value is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value}: must be {' or '.join(choices)}")
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A guidance made of given passes, that keeps what each predicts: eps [B, C, h, w] by the branches' names."""
+
+    wanted: dict[str, Branch]
+    eps: dict[str, Tensor] = field(default_factory=dict)
+
+    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
+        return self.wanted
+
+    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
+        self.eps.update(eps)
+        return next(iter(eps.values()))
+
+
+def predictor(model: LatentDiffusion) -> Predict:
+    """The model's eps_theta(x_t, t, text, edits)."""
+    schedule = model.config.schedule
+    return as_eps(model.unet, schedule.prediction, build.schedule(schedule).alpha_bar)
+
+
+def predict_each(model: LatentDiffusion, noised: Noised, branches: dict[str, Branch]) -> dict[str, Tensor]:
+    """eps [B, C, h, w] of the scenes' x_t, in float32, under each branch; one forward of the U-Net."""
+    passes = Passes(branches)
+    guided(predictor(model), passes, noised.texts)(noised.x_t, noised.step)
+    return passes.eps
+
+
+def on_grid(mask: Tensor, height: int, width: int) -> Tensor:
+    """The patches [height, width] of a mask [H, W]: those of whose pixels at least half are in it."""
+    return F.adaptive_avg_pool2d(mask[None].float(), (height, width))[0] >= 0.5
+
+
+def in_spoken_order(scene: Scene) -> list[Object]:
+    """The scene's objects as its caption names them."""
+    return sorted(scene.objects, key=lambda thing: thing.tokens)
+
+
+def owners(k: Tensor, objects: Sequence[Range], words: Sequence[Span]) -> Tensor:
+    """Whose the tokens at positions k are: the index of the object that has them, 3 for other words, 4 for no word."""
+    found = torch.full_like(k, len(OWNERS))
+    for word in words:
+        found[(word.start <= k) & (k < word.stop)] = len(OWNERS) - 1
+    for i, (start, stop) in enumerate(objects):
+        found[(start <= k) & (k < stop)] = i
+    return found
+
+
+def true_owners(scene: Scene, height: int, width: int) -> Tensor:
+    """The same [height, width] of the true masks; 4 where there is no object."""
+    found = torch.full((height, width), len(OWNERS))
+    for i, thing in enumerate(scene.objects):
+        found[on_grid(thing.mask, height, width)] = i
+    return found
+
+
+def owners_image(scene: Scene, index: Tensor) -> Image.Image:
+    """The scene in grey, its patches in the colours of their `owners` [h, w]; mixed, if there are several [H, h, w]."""
+    image = scene.image / 255
+    table = torch.tensor([ImageColor.getrgb(colour) for colour in (*OWNERS.values(), NO_WORD)]) / 255
+    mixed = table[index.reshape(-1, *index.shape[-2:])].mean(dim=0)
+    return tinted(image, torch.stack([enlarge(channel, image) for channel in mixed.unbind(dim=-1)]), 0.75)
+
+
+def heat_image(scene: Scene, values: Tensor, most: float) -> Image.Image:
+    """The scene in grey under values [h, w] from 0, black, to `most`, pale yellow."""
+    image = scene.image / 255
+    ramp = F.interpolate(HEAT.T[None], 256, mode="linear", align_corners=True)[0]  # [3, 256]
+    heat = enlarge((values / max(most, 1e-12)).clamp(0, 1).cpu(), image)
+    return tinted(image, ramp[:, (255 * heat).long()], 0.75)
+
+
+def row_label(scene: Scene) -> str:
+    """The caption, and the objects' numbers on the figure."""
+    numbered = ", ".join(f"{i + 1} {thing.label}" for i, thing in enumerate(scene.objects))
+    return f"{scene.caption} ({numbered})"
+
+
+def figure(
+    rows: Sequence[Sequence[Image.Image | None]],
+    scenes: Sequence[Scene],
+    columns: Sequence[str],
+    title: str,
+    colours: dict[str, str] = OWNERS,
+) -> Image.Image:
+    """A row for each scene, below the title and what the colours mean, if any."""
+    body = sheet(rows, [row_label(scene) for scene in scenes], columns)
+    above = [text_lines(title, body.width), *([legend(colours, body.width)] if colours else [])]
+    return join([*above, body])

@@ -83,7 +83,7 @@ def main(cfg: DictConfig) -> None:
 
 
 def write(sweep: Path, out: Path | None = None, pictures: int = 200) -> Path:
-    """The page's file, SWEEP/report.html or `out`, with at most so many pictures. Raises ValueError if there is no sweep."""
+    """The page's file, SWEEP/report.html or `out`, with at most so many pictures. Raises ValueError without a sweep."""
     page = render(open_sweep(sweep), pictures)
     out = out or sweep / "report.html"
     runs.write(out, page)
@@ -107,6 +107,7 @@ def render(sweep: Sweep, pictures: int) -> str:
         states=[(name_of(cell, sweep), state(cell, sweep), cell.error) for cell in sweep.cells],
         warnings=warnings(sweep),
         axes=axes_of(sweep),
+        x=sweep.page.get("x"),
         grids=grids,
         shown=sum(picture is not None for grid in grids for _, row in grid.rows for picture in row),
         drawn=sum(len(cell.records) for cell in sweep.cells),
@@ -233,10 +234,11 @@ def grid(sweep: Sweep, title: str, cells: Sequence[Cell], most: int) -> Grid:
 
 def row_label(records: Sequence[dict[str, Any]], several: bool) -> str:
     """Prompt and seed; where the columns have prompts of their own, the seed, and which of several prompts it is."""
-    asked, first = {prompts(record) for record in records}, records[0]
+    asked = {prompts(record) for record in records}
+    seed = f"seed\N{NO-BREAK SPACE}{records[0]['seed']}"
     if len(asked) == 1:
-        return f"{asked.pop()}, seed {first['seed']}"
-    return f"prompt {first['prompt_index'] + 1}, seed {first['seed']}" if several else f"seed {first['seed']}"
+        return f"{asked.pop()}, {seed}"
+    return f"prompt {records[0]['prompt_index'] + 1}, {seed}" if several else seed
 
 
 def prompts(record: dict[str, Any]) -> str:
@@ -317,7 +319,7 @@ def frontiers(sweep: Sweep) -> list[Curve]:
         groups = report_figures.frontier(sweep, measure)
         drawn = report_figures.draw_frontier(groups, measure) if groups else None
         alt = f"{measure} by effective classifier-free scale, with 95 % intervals; the numbers are in the tables below."
-        found.append(Curve(f"{measure} at equal effective scale", drawn, alt, "" if groups else measure))
+        found.append(Curve(f"{measure} by effective scale", drawn, alt, "" if groups else measure))
     if steps := report_figures.by_step(sweep):
         alt = f"Effective scale at each sampling step, of {len(steps)} settings."
         found.append(Curve("Effective scale by sampling step", report_figures.draw_steps(steps), alt, ""))
@@ -338,7 +340,7 @@ def numbers(sweep: Sweep, measure: str) -> Numbers:
     found = [cell.estimate(measure) for cell in sweep.cells]
     known = [e[key] for e in found if e is not None for key in ("value", "low", "high") if e[key] is not None]
     counts = {e["count"] for e in found if e is not None}
-    text = to_four_digits(known)
+    text = rounded(known)
 
     def entry(e: dict[str, Any]) -> dict[str, Any]:
         between = None if e["low"] is None else f"{text(e['low'])} to {text(e['high'])}"
@@ -349,10 +351,10 @@ def numbers(sweep: Sweep, measure: str) -> Numbers:
     )
 
 
-def to_four_digits(values: Sequence[float]) -> Callable[[float], str]:
-    """With as many decimals as give the largest of the values four digits, so that they stand below one another."""
-    largest = max(map(abs, values), default=0)
-    decimals = 3 - math.floor(math.log10(largest)) if largest else 3
+def rounded(values: Sequence[float]) -> Callable[[float], str]:
+    """With as many decimals as give the largest of the values three or four digits, so that they align."""
+    order = math.floor(math.log10(max(map(abs, values), default=0) or 1))
+    decimals = 3 - max(order, 0) if order >= -1 else 2 - order
     return lambda value: f"{value:.3g}" if decimals > 6 else f"{value:.{max(decimals, 0)}f}"
 
 

@@ -11,6 +11,7 @@ from cycler import cycler
 from matplotlib.axes import Axes as Plot
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from experiments.sweeps import Axes, Cell, Sweep, is_number
 
@@ -18,7 +19,7 @@ WIDTH, HEIGHT = 4.6, 2.9  # inches: 440 CSS pixels, so that text can still be re
 MARKERS, DASHES = "osD^vPX", ("-", "-.", ":", (0, (3, 1, 1, 1, 1, 1)))
 REFERENCES = ((0, (6, 3)), (0, (2, 2)), (0, (8, 2, 2, 2)))  # dashes of what is no number on a numeric axis
 STEP_LINES = 12
-COMMON = {
+COMMON: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
     "text.parse_math": False,
@@ -28,6 +29,7 @@ COMMON = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.formatter.useoffset": False,
     "grid.linewidth": 0.6,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
@@ -55,7 +57,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """One measure of the cells that differ in the page's x alone, in its order; x is a cell's name if the page has none."""
+    """One measure of the cells that differ in the page's x alone, in its order; without an x, it is the cell's name."""
 
     label: str
     measure: str
@@ -111,6 +113,12 @@ def others(sweep: Sweep) -> list[str]:
     return [*([by] if by in axes else []), *varying]
 
 
+def x_and_others(sweep: Sweep) -> list[str]:
+    """The axes in the order in which a setting is told: by, x, and those that vary besides."""
+    x, by = sweep.page.get("x"), sweep.page.get("by")
+    return ordered(key for key in (by, x, *others(sweep)) if key)
+
+
 def lines(sweep: Sweep, measures: Sequence[str]) -> list[Line]:
     """What a curve plots: of each measure one line per `by`, and per combination of the axes that are neither."""
     x = sweep.page.get("x")
@@ -135,31 +143,31 @@ def interval(cell: Cell, measure: str) -> Interval:
 def frontier(sweep: Sweep, measure: str) -> list[Group]:
     """The cells with an effective scale and this measure; the curve of classifier-free guidance first."""
     where = sweep.page.get("frontier_curve")
-    axes = [key for key in ([sweep.page.get("x")] if sweep.page.get("x") else []) + others(sweep)]
     found: dict[tuple[bool, str], list[Spot]] = {}
     for cell in sweep.cells:
         scale, at = interval(cell, "effective_scale"), interval(cell, measure)
         if scale.value is None or at.value is None:
             continue
-        words = [key for key in axes if not is_number(cell.axes.get(key))]
-        spot = Spot(
-            ", ".join(shown(cell.axes[key]) for key in axes if key not in words and key in cell.axes), scale, at
-        )
-        found.setdefault((bool(where) and cell.is_at(where), said(cell.axes, words)), []).append(spot)
-    groups = [
-        Group(label, curve, tuple(sorted(s, key=lambda s: s.scale.value or 0.0))) for (curve, label), s in found.items()
-    ]
+        axes = [key for key in x_and_others(sweep) if key in cell.axes]
+        numbers = [key for key in axes if is_number(cell.axes[key])]
+        label = said(cell.axes, [key for key in axes if key not in numbers])
+        spot = Spot(", ".join(shown(cell.axes[key]) for key in numbers), scale, at)
+        found.setdefault((where is not None and cell.is_at(where), label), []).append(spot)
+    groups = [Group(label, curve, tuple(sorted(spots, key=by_scale))) for (curve, label), spots in found.items()]
     return sorted(groups, key=lambda group: not group.curve)
+
+
+def by_scale(spot: Spot) -> float:
+    return spot.scale.value or 0.0
 
 
 def by_step(sweep: Sweep) -> dict[str, list[float]]:
     """The effective scale of each sampling step, by the cell's setting; of at most so many cells, evenly chosen."""
-    axes = ([sweep.page["x"]] if sweep.page.get("x") else []) + others(sweep)
     found = {}
     for cell in sweep.cells:
         curve = cell.results.get("effective_scale", {}).get("about", {}).get("by_step")
         if curve:
-            found[said(cell.axes, axes) or cell.name] = curve["scale"]
+            found[said(cell.axes, x_and_others(sweep)) or cell.name] = curve["scale"]
     return {label: found[label] for label in spread(list(found), STEP_LINES)}
 
 
@@ -176,7 +184,8 @@ def draw_lines(found: Sequence[Line], x: str | None, ylabel: str) -> Drawn:
     names = short(measures)
     numbers = sorted({p.x for line in found for p in line.points if is_number(p.x)})
     numeric, width = bool(numbers), numbers[-1] - numbers[0] if numbers else 0
-    fixed = ordered(shown(p.x) for line in found for p in line.points if numeric and not is_number(p.x))
+    words = ordered(shown(p.x) for line in found for p in line.points if not is_number(p.x))
+    fixed = words if numeric else []
 
     def colour(line: Line) -> str:
         return f"C{labels.index(line.label) if len(labels) > 1 else measures.index(line.measure)}"
@@ -186,7 +195,7 @@ def draw_lines(found: Sequence[Line], x: str | None, ylabel: str) -> Drawn:
             m, aside = measures.index(line.measure), i - (len(found) - 1) / 2
             style = {"color": colour(line), "marker": MARKERS[m % len(MARKERS)], "markersize": 4}
             if not numeric:
-                categories(plot, line, aside * 0.6 / len(found), found, style)
+                categories(plot, line, aside * 0.6 / len(found), words, style)
                 continue
             beside = [Point(p.x + aside * 0.006 * width, p.at) for p in line.points if is_number(p.x)]  # all to be seen
             curve(plot, beside, style | {"linestyle": DASHES[m % len(DASHES)]})
@@ -196,8 +205,8 @@ def draw_lines(found: Sequence[Line], x: str | None, ylabel: str) -> Drawn:
                     level(plot, p.at, style | {"linestyle": dash} | ({} if len(measures) > 1 else {"marker": ""}))
         if width and min(b - a for a, b in zip(numbers, numbers[1:], strict=False)) > 0.06 * width:
             plot.set_xticks(numbers, [shown(value) for value in numbers])
-        plot.set_xlabel(x or "")
-        plot.set_ylabel(ylabel)
+        plot.set_xlabel((x or "") if numeric else ylabel)
+        plot.set_ylabel(ylabel if numeric else "")
         joined = DASHES if numeric else [""] * len(DASHES)
         keys = [handle(label, f"C{i}", "s", "") for i, label in enumerate(labels) if len(labels) > 1]
         for i, name in enumerate(names if len(names) > 1 else []):
@@ -206,7 +215,7 @@ def draw_lines(found: Sequence[Line], x: str | None, ylabel: str) -> Drawn:
         grey = matplotlib.rcParams["text.color"]
         return keys + [handle(name, grey, "", REFERENCES[i % len(REFERENCES)]) for i, name in enumerate(fixed)]
 
-    return in_both(draw)
+    return in_both(draw, HEIGHT if numeric else max(HEIGHT, 0.35 * len(words)))
 
 
 def curve(plot: Plot, points: Sequence[Point], style: dict[str, Any]) -> None:
@@ -230,42 +239,38 @@ def level(plot: Plot, at: Interval, style: dict[str, Any]) -> None:
     plot.axhline(at.value, linewidth=1.3, clip_on=False, **style)
 
 
-def categories(plot: Plot, line: Line, shift: float, every: Sequence[Line], style: dict[str, Any]) -> None:
-    """Points by word, beside those of the other lines."""
-    words = ordered(shown(p.x) for line in every for p in line.points)
+def categories(plot: Plot, line: Line, shift: float, words: Sequence[str], style: dict[str, Any]) -> None:
+    """Points beside their words, and a little below those of the line before."""
     for p in line.points:
-        spot(plot, words.index(shown(p.x)) + shift, None, p.at, style)
-    plot.set_xticks(range(len(words)), [textwrap.fill(word, 14) for word in words])
-    if len(words) > 4:
-        plot.tick_params(axis="x", rotation=40)
-    plot.set_xlim(-0.5, len(words) - 0.5)
-    plot.grid(False, axis="x")
+        spot(plot, p.at, Interval(words.index(shown(p.x)) + shift, None, None), style)
+    plot.set_yticks(range(len(words)), [textwrap.fill(word, 20, break_long_words=False) for word in words])
+    plot.set_ylim(len(words) - 0.5, -0.5)
 
 
-def spot(plot: Plot, x: float, across: Interval | None, at: Interval, style: dict[str, Any]) -> None:
+def spot(plot: Plot, x: Interval, y: Interval, style: dict[str, Any]) -> None:
     """A point with its intervals."""
-    if at.value is None:
+    if x.value is None or y.value is None:
         return
-    if at.low is not None:
-        plot.vlines(x, at.low, at.high, color=style["color"], alpha=0.55, linewidth=1.2)
-    if across is not None and across.low is not None:
-        plot.hlines(at.value, across.low, across.high, color=style["color"], alpha=0.55, linewidth=1.2)
-    plot.plot([x], [at.value], linestyle="", **style)
+    if x.low is not None and x.high is not None:
+        plot.hlines(y.value, x.low, x.high, color=style["color"], alpha=0.55, linewidth=1.2)
+    if y.low is not None and y.high is not None:
+        plot.vlines(x.value, y.low, y.high, color=style["color"], alpha=0.55, linewidth=1.2)
+    plot.plot([x.value], [y.value], linestyle="", **style)
 
 
 def draw_frontier(groups: Sequence[Group], ylabel: str) -> Drawn:
     def draw(plot: Plot) -> list[Line2D]:
         keys = []
         for i, group in enumerate(groups):
-            style = {"color": f"C{i}", "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
+            style: dict[str, Any] = {"color": f"C{i}", "marker": MARKERS[i % len(MARKERS)], "markersize": 5}
             label = group.label or ("classifier-free guidance" if group.curve else "other settings")
             keys.append(handle(label, f"C{i}", style["marker"], "-" if group.curve else ""))
             if group.curve:
                 curve(plot, [Point(s.scale.value, s.found) for s in group.spots], style)
             for s in group.spots:
-                spot(plot, s.scale.value or 0.0, s.scale, s.found, style)
-                at = (s.scale.value or 0.0, s.found.value or 0.0)
-                plot.annotate(s.name, at, (4, 4), textcoords="offset points", fontsize=8, color=f"C{i}")
+                spot(plot, s.scale, s.found, style)
+                at, beside = (s.scale.value or 0.0, s.found.value or 0.0), (4, -10) if group.curve else (4, 4)
+                plot.annotate(s.name, at, beside, textcoords="offset points", fontsize=8, color=f"C{i}")
         plot.set_xlabel("effective classifier-free scale")
         plot.set_ylabel(ylabel)
         return keys
@@ -280,6 +285,7 @@ def draw_steps(found: dict[str, list[float]]) -> Drawn:
             dash = DASHES[i // len(LIGHT) % len(DASHES)]
             plot.plot(range(1, len(scales) + 1), scales, color=f"C{i}", linestyle=dash, linewidth=1.6)
             keys.append(handle(label, f"C{i}", "", dash))
+        plot.xaxis.set_major_locator(MaxNLocator(integer=True))
         plot.set_xlabel("sampling step, from noise to picture")
         plot.set_ylabel("effective scale")
         return keys
@@ -287,25 +293,39 @@ def draw_steps(found: dict[str, list[float]]) -> Drawn:
     return in_both(draw)
 
 
-def in_both(draw: Callable[[Plot], list[Line2D]]) -> Drawn:
-    """What `draw` plots, under a legend of what it returns."""
+def in_both(draw: Callable[[Plot], list[Line2D]], height: float = HEIGHT) -> Drawn:
+    """What `draw` plots, so many inches high, above a legend of what it returns."""
     svg = []
     for ink, grid, palette in THEMES:
         colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
-        theme = {**dict.fromkeys(colours, ink), "grid.color": grid, "axes.prop_cycle": cycler(color=palette)}
+        theme: dict[Any, Any] = {
+            **dict.fromkeys(colours, ink),
+            "grid.color": grid,
+            "axes.prop_cycle": cycler(color=palette),
+        }
         with matplotlib.rc_context({**COMMON, **theme}):
             figure = Figure(layout="constrained")
-            keys = draw(figure.add_subplot())
+            plot = figure.add_subplot()
+            keys = draw(plot)
+            plot.set_xlim(wide(plot.get_xlim()))
+            plot.set_ylim(wide(plot.get_ylim()))
             texts = [str(key.get_label()) for key in keys]
-            columns = max(1, min(3, 58 // (max(map(len, texts), default=0) + 7), len(keys)))
+            columns = max(1, min(3, 66 // (max(map(len, texts), default=0) + 9), len(keys)))
             rows = sum(text.count("\n") for text in texts) + -(-len(keys) // columns)
-            figure.set_size_inches(WIDTH, HEIGHT + 0.19 * rows)
+            figure.set_size_inches(WIDTH, height + 0.19 * rows)
             if keys:
                 figure.legend(handles=keys, loc="outside lower center", ncols=columns, handlelength=2.4)
             file = io.BytesIO()
             figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
         svg.append(file.getvalue().replace(b"'DejaVu Sans'", b"system-ui, 'DejaVu Sans'"))
     return Drawn(*svg)
+
+
+def wide(limits: tuple[float, float]) -> tuple[float, float]:
+    """Wide enough that differences by arithmetic alone look like none."""
+    low, high = limits
+    lack = max(0.0, 0.02 * max(abs(low), abs(high)) - (high - low))
+    return low - lack / 2, high + lack / 2
 
 
 def handle(label: str, colour: str, marker: str, dash: Any) -> Line2D:

@@ -10,7 +10,7 @@ expect: higher or lower, here: AXES, curve: AXES        against the cells of `cu
 expect: rising or falling, along: AXIS, at: AXES        from each number on the axis to the next
 
 Cells are matched where all other axes agree. Measures with a score for each picture are compared picture by picture,
-same prompt and seed; the others by their estimates, taken as independent and normal.
+same prompt and seed, with a sign test of who wins; the others by their estimates, taken as independent and normal.
 """
 
 from collections.abc import Hashable, Sequence
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.metrics.estimates import Bootstrap, Estimate
+from experiments.metrics.estimates import Bootstrap, Estimate, compare
 from experiments.sweeps import Cell, Sweep, is_number
 
 HOLDS, NOT, UNTOLD = "holds", "does not hold", "cannot be told"
@@ -73,10 +73,10 @@ def verdict(sweep: Sweep, claim: dict[str, Any]) -> Verdict:
     if "along" in claim:
         return trend(sweep, claim)
     pairs, note = matched(sweep, claim)
-    found = difference(pairs, measure, claim.get("than", measure))
+    found, wins = difference(pairs, measure, claim.get("than", measure))
     if found is None:
         return Verdict(say, measure, "", UNTOLD, note or "not measured in cells that could be compared")
-    return Verdict(say, measure, told(found), judged(found, SIGNS[expect]), note)
+    return Verdict(say, measure, told(found), judged(found, SIGNS[expect]), "; ".join(filter(None, [wins, note])))
 
 
 def matched(sweep: Sweep, claim: dict[str, Any]) -> tuple[Pairs, str]:
@@ -131,7 +131,7 @@ def trend(sweep: Sweep, claim: dict[str, Any]) -> Verdict:
 
     def between(one: float, two: float) -> Estimate | None:
         first, second = (grouped([c for c in cells if c.axes[axis] == v], {axis}) for v in (one, two))
-        return difference({k: (Group(second[k]), Group(first[k])) for k in first if k in second}, measure, measure)
+        return difference({k: (Group(second[k]), Group(first[k])) for k in first if k in second}, measure, measure)[0]
 
     whole = between(values[0], values[-1]) if len(values) > 1 else None
     if whole is None:
@@ -152,21 +152,27 @@ def grouped(cells: Sequence[Cell], axes: set[str]) -> dict[Hashable, tuple[Cell,
     return found
 
 
-def difference(pairs: Pairs, measure: str, than: str) -> Estimate | None:
-    """A measure here less that or another there, the mean over pairs of groups; None if something was not measured."""
-    paired, estimates = [], []
+def difference(pairs: Pairs, measure: str, than: str) -> tuple[Estimate | None, str]:
+    """A measure here less that or another there, the mean over pairs of groups; and who wins, picture by picture.
+
+    None if something was not measured.
+    """
+    paired, estimates = list[tuple[float, float]](), []
     for one, other in pairs.values():
         ours, theirs = one.scores(measure), other.scores(than)
-        paired += [ours[file] - theirs[file] for file in sorted(ours.keys() & theirs.keys())]
+        paired += [(ours[file], theirs[file]) for file in sorted(ours.keys() & theirs.keys())]
         estimates.append((one.estimate(measure), other.estimate(than)))
     if paired:
-        return Bootstrap().mean(paired, range(len(paired)))
+        found = compare([a for a, _ in paired], [b for _, b in paired], range(len(paired)), Bootstrap())
+        played = found["wins"] + found["losses"]
+        wins = f"higher in {found['wins']} of {played} that differ, sign test p = {found['p']:.2g}"
+        return found["difference"], wins if played else "no picture differs"
     known = [(a[0] - b[0], np.hypot(a[1], b[1])) for a, b in estimates if a is not None and b is not None]
     if not known or len(known) < len(estimates):
-        return None
+        return None, ""
     mean = float(np.mean([value for value, _ in known]))
     margin = 1.96 * float(np.sqrt(np.sum([deviation**2 for _, deviation in known]))) / len(known)
-    return Estimate(mean, mean - margin, mean + margin, len(known))
+    return Estimate(mean, mean - margin, mean + margin, len(known)), ""
 
 
 def judged(found: Estimate, sign: int) -> str:

@@ -69,7 +69,7 @@ def open_sweep(folder: Path) -> Sweep:
     if not (folder / "sweep.json").is_file():
         raise ValueError(f"sweep={folder}: no folder of a sweep of experiments.ablate (no sweep.json in it)")
     told = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    return Sweep(folder=folder, cells=tuple(cells(folder)), **told)
+    return Sweep(folder=folder, cells=tuple(sorted(cells(folder), key=by_numbers)), **told)
 
 
 def cells(folder: Path) -> Iterator[Cell]:
@@ -82,6 +82,11 @@ def cells(folder: Path) -> Iterator[Cell]:
         failed = path.parent / "error.txt"
         error = failed.read_text(encoding="utf-8").strip() if failed.is_file() else None
         yield Cell(path.parent, told["name"], told["axes"], results, tuple(records), error)
+
+
+def by_numbers(cell: Cell) -> list[tuple[bool, float]]:
+    """Sorts cells along their numeric axes; among words their names' order stays."""
+    return [(not is_number(v), float(v) if is_number(v) else 0.0) for v in cell.axes.values()]
 
 
 def is_number(value: Any) -> bool:

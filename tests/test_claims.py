@@ -1,6 +1,7 @@
 """What is said of claims, on sweeps whose scores are made up so that the answer is known."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,9 @@ def test_paired_pictures(tmp_path: Path, by: float, expect: str, verdict: str) -
     (found,) = verdicts(open_sweep(make_sweep(tmp_path, cells, [claim])))
     assert found.verdict == verdict
     assert found.found.endswith("40 pairs")
+    wins = sum(new > old for new, old in zip(shifted(by), BASE, strict=True))
+    p = min(1, sum(math.comb(40, k) for k in range(41) if abs(k - 20) >= abs(wins - 20)) / 2**40)
+    assert found.note == f"higher in {wins} of 40 that differ, sign test p = {p:.2g}"
 
 
 def test_pairs_are_matched_on_all_other_axes(tmp_path: Path) -> None:

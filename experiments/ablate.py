@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     folder, multirun = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
     keys = swept(hydra.sweeper.get("params"), Path(cfg.out) / "multirun.yaml" if multirun else None)
-    values = {key: hydra.runtime.choices.get(key) or plain(OmegaConf.select(cfg, key)) for key in keys}
+    values = {key: hydra.runtime.choices.get(key) or told(OmegaConf.select(cfg, path)) for key, path in keys.items()}
     enter(Path(cfg.out), cfg, list(keys.values()), command(hydra))
     try:
         runs.write(folder / "cell.json", json.dumps({"name": str(cfg.cell), "axes": values}, indent=1) + "\n")
@@ -95,6 +95,11 @@ def command(hydra: HydraConf) -> str:
     typed = OmegaConf.load(Path(hydra.sweep.dir) / "multirun.yaml").hydra.overrides if swept else hydra.overrides
     words = [word for word in [*typed.hydra, *typed.task] if not word.startswith("hydra.mode=")]
     return " ".join(["python -m experiments.ablate", *(["-m"] if swept else []), *map(quoted, words)])
+
+
+def told(value: Any) -> Any:
+    """An axis's value; of lists and groups of settings, their text."""
+    return json.dumps(plain(value)) if OmegaConf.is_config(value) else value
 
 
 def quoted(word: str) -> str:

@@ -197,7 +197,9 @@ def draw_lines(found: Sequence[Line], x: str | None, ylabel: str) -> Drawn:
             if not numeric:
                 categories(plot, line, aside * 0.6 / len(found), words, style)
                 continue
-            beside = [Point(p.x + aside * 0.006 * width, p.at) for p in line.points if is_number(p.x)]  # all to be seen
+            beside = [
+                Point(p.x + aside * min(0.006, 0.03 / len(found)) * width, p.at) for p in line.points if is_number(p.x)
+            ]  # all to be seen
             curve(plot, beside, style | {"linestyle": DASHES[m % len(DASHES)]})
             for p in line.points:
                 if not is_number(p.x):
@@ -324,8 +326,8 @@ def in_both(draw: Callable[[Plot], list[Line2D]], height: float = HEIGHT) -> Dra
 def wide(limits: tuple[float, float]) -> tuple[float, float]:
     """Wide enough that differences by arithmetic alone look like none."""
     low, high = limits
-    lack = max(0.0, 0.02 * max(abs(low), abs(high)) - (high - low))
-    return low - lack / 2, high + lack / 2
+    lack = 0.02 * max(abs(low), abs(high)) - abs(high - low)
+    return (low - lack / 2, high + lack / 2) if lack > 0 else limits
 
 
 def handle(label: str, colour: str, marker: str, dash: Any) -> Line2D:

@@ -1,4 +1,4 @@
-"""python -m experiments.ablate -m experiment=NAME: an experiment of conf/experiment, cell by cell; see conf/ablate.yaml.
+"""python -m experiments.ablate -m experiment=NAME: an experiment of conf/experiment, cell by cell (conf/ablate.yaml).
 
 Each cell, one setting of the sweep, is a run folder of experiments.sample with its metrics, or the results of a study:
 CELL/cell.json (its values of the axes), metrics/*.json, maps.png and semantics.png, and error.txt if it failed.
@@ -34,6 +34,7 @@ MAY_DIFFER = (  # between the cells of a sweep
     *("cell", "out", "shard", "device", "logger", "icons", "cache", "maps"),
     *("claim", "claims", "page", "measures", "metrics", "references", "again", "bootstrap"),
 )
+Measured = tuple[dict[str, dict[str, Any]], dict[str, str]]  # results by the measures' names; why others are missing
 
 
 def main(cfg: DictConfig) -> None:
@@ -44,8 +45,10 @@ def main(cfg: DictConfig) -> None:
     values = {key: hydra.runtime.choices.get(key) or told(OmegaConf.select(cfg, path)) for key, path in keys.items()}
     enter(Path(cfg.out), cfg, list(keys.values()), command(hydra))
     try:
-        runs.write(folder / "cell.json", json.dumps({"name": str(cfg.cell), "axes": values}, indent=1) + "\n")
-        results = study(cfg, folder) if cfg.study is not None else pictures(cfg, folder)
+        cell = {"name": str(cfg.cell), "axes": values}
+        runs.write(folder / "cell.json", json.dumps(cell, indent=1) + "\n")
+        results, missing = (study if cfg.study is not None else pictures)(cfg, folder)
+        runs.write(folder / "cell.json", json.dumps(cell | {"unmeasured": missing}, indent=1) + "\n")
         print(f"{cfg.cell}: " + ", ".join(f"{name} {r['value']:.4g}" for name, r in results.items()))
     except Exception as error:
         runs.write(folder / "error.txt", f"{type(error).__name__}: {error}\n")
@@ -106,7 +109,7 @@ def quoted(word: str) -> str:
     return "'" + word.replace("'", "'\\''") + "'" if set(word) & set(" '\"()[]{}$&;|*?<>") else word
 
 
-def pictures(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def pictures(cfg: DictConfig, folder: Path) -> Measured:
     """A cell of pictures: drawn, measured and logged. Nothing is measured before all shards are done."""
     asked = OmegaConf.create({key: plain(cfg.get(key)) for key in DRAWN})
     if asked.prompts is None and asked.prompt is None and plain(cfg.suite)[cfg.model.subject] is not None:
@@ -115,25 +118,24 @@ def pictures(cfg: DictConfig, folder: Path) -> dict[str, Any]:
     job = sample.prepare(asked)
     with Logger(grouped(cfg), plain(cfg), folder) as logger:
         if sample.draw(job, folder, logger) is None:
-            return {}
+            return {}, {}
         if cfg.maps and not (folder / "semantics.png").exists():
             draw_maps(job, folder)
-        results = measured(cfg, folder, bench_of(cfg))
+        results, missing = measured(cfg, folder, bench_of(cfg))
         logger.summary({key: value for name, result in results.items() for key, value in numbers(name, result)})
-    return results
+    return results, missing
 
 
-def measured(cfg: DictConfig, folder: Path, bench: Bench) -> dict[str, Any]:
-    """By each measure's name, its result. One that cannot be had is said, and left out."""
-    results: dict[str, Any] = {}
+def measured(cfg: DictConfig, folder: Path, bench: Bench) -> Measured:
+    """A measure that cannot be had is said, and left out."""
+    results, missing = dict[str, dict[str, Any]](), dict[str, str]()
     for name, settings in chosen(cfg).items():
         try:
             results |= evaluate(folder, {name: settings}, bench, again=cfg.again)
-        except MissingMandatoryValue as error:
-            cli.say(f"warning: {cfg.cell}: not measured: {name}: {cli.one_line(error)}")
-        except ValueError as error:
-            cli.say(f"warning: {cfg.cell}: not measured: {error}")
-    return results
+        except (ValueError, MissingMandatoryValue) as error:
+            missing[name] = cli.one_line(error)
+            cli.say(f"warning: {cfg.cell}: not measured: {missing[name]}")
+    return results, missing
 
 
 def chosen(cfg: DictConfig) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def chosen(cfg: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], plain(OmegaConf.merge(*known, wanted)))
 
 
-def study(cfg: DictConfig, folder: Path) -> dict[str, Any]:
+def study(cfg: DictConfig, folder: Path) -> Measured:
     """A cell that measures the network itself: the result, under the experiment's name."""
     measure, bench = build.create(cfg.study, "study"), bench_of(cfg)
     model = build.text_to_image(cfg.model, bench.device, cfg.dtype)
@@ -155,7 +157,7 @@ def study(cfg: DictConfig, folder: Path) -> dict[str, Any]:
         result = described(measure.measure(model, bench, folder)) | {"settings": plain(cfg.study)}
         store(folder, cfg.name, result)
         logger.summary(dict(numbers(cfg.name, result)))
-    return {cfg.name: result}
+    return {cfg.name: result}, {}
 
 
 def draw_maps(job: sample.Job, folder: Path) -> None:

@@ -158,7 +158,7 @@ def not_begun(sweep: Sweep) -> list[Cell]:
     begun = [{key: str(value) for key, value in cell.axes.items()} for cell in sweep.cells]
     planned: list[Axes] = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
     missing = [axes for axes in planned if {key: str(value) for key, value in axes.items()} not in begun]
-    return [Cell(sweep.folder / "not begun", said(axes, axes), axes, {}, (), None) for axes in missing]
+    return [Cell(sweep.folder / "not begun", said(axes, axes), axes, {}, (), None, {}) for axes in missing]
 
 
 def state(cell: Cell, sweep: Sweep) -> str:
@@ -188,6 +188,7 @@ def warnings(sweep: Sweep) -> list[tuple[str, str, int]]:
         for metric, result in cell.results.items()
         for text in ordered(result.get("warnings", []))
     ]
+    found += [(name, f"not measured: {why}") for cell in sweep.cells for name, why in cell.unmeasured.items()]
     return [(*warning, count) for warning, count in Counter(found).items()]
 
 

@@ -24,6 +24,7 @@ class Cell:
     results: dict[str, dict[str, Any]]
     records: tuple[dict[str, Any], ...]
     error: str | None  # of a cell that failed
+    unmeasured: dict[str, str]  # metrics that could not be had, and why
 
     def estimate(self, measure: str) -> dict[str, Any] | None:
         """value, low, high and count of "METRIC" or "METRIC/DETAIL"; None if it was not measured."""
@@ -81,7 +82,8 @@ def cells(folder: Path) -> Iterator[Cell]:
         records = [r for r in read_lines(path.parent / "samples.jsonl") if (path.parent / r["file"]).is_file()]
         failed = path.parent / "error.txt"
         error = failed.read_text(encoding="utf-8").strip() if failed.is_file() else None
-        yield Cell(path.parent, told["name"], told["axes"], results, tuple(records), error)
+        missing = told.get("unmeasured", {})  # a cell that is not done yet has none
+        yield Cell(path.parent, told["name"], told["axes"], results, tuple(records), error, missing)
 
 
 def by_numbers(cell: Cell) -> list[tuple[bool, float]]:

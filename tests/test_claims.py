@@ -31,8 +31,24 @@ def result(found: Scores | float) -> dict[str, Any]:
     if isinstance(found, list):
         rows = [{"file": f"images/{i}.png", "value": v, "twice": 2 * v} for i, v in enumerate(found)]
         value = float(np.mean(found))
-        return {"value": value, "low": value, "high": value, "count": len(rows), "per_image": rows, "details": {}}
-    return {"value": found, "low": found - 1, "high": found + 1, "count": 9, "per_image": [], "details": {}}
+        return {
+            "value": value,
+            "low": value,
+            "high": value,
+            "count": len(rows),
+            "per_image": rows,
+            "details": {},
+            "warnings": [],
+        }
+    return {
+        "value": found,
+        "low": found - 1,
+        "high": found + 1,
+        "count": 9,
+        "per_image": [],
+        "details": {},
+        "warnings": [],
+    }
 
 
 BASE = [float(v) for v in np.random.default_rng(0).normal(size=40)]
@@ -45,7 +61,13 @@ def shifted(by: float, spread: float = 0.1) -> Scores:
 
 @pytest.mark.parametrize(
     ("by", "expect", "verdict"),
-    [(1.0, "higher", HOLDS), (1.0, "lower", NOT), (-1.0, "higher", NOT), (-1.0, "lower", HOLDS), (0.0, "higher", UNTOLD)],
+    [
+        (1.0, "higher", HOLDS),
+        (1.0, "lower", NOT),
+        (-1.0, "higher", NOT),
+        (-1.0, "lower", HOLDS),
+        (0.0, "higher", UNTOLD),
+    ],
 )
 def test_paired_pictures(tmp_path: Path, by: float, expect: str, verdict: str) -> None:
     claim = {"say": "x", "measure": "m", "expect": expect, "here": {"method": "new"}, "there": {"method": "old"}}
@@ -144,6 +166,8 @@ def test_what_was_not_measured_cannot_be_told(tmp_path: Path) -> None:
 
 
 def test_a_claim_written_wrongly(tmp_path: Path) -> None:
-    sweep = open_sweep(make_sweep(tmp_path, [({"a": 1}, {"m": BASE})], [{"say": "x", "measure": "m", "expect": "more"}]))
+    sweep = open_sweep(
+        make_sweep(tmp_path, [({"a": 1}, {"m": BASE})], [{"say": "x", "measure": "m", "expect": "more"}])
+    )
     with pytest.raises(ValueError, match="higher, rising, lower, falling"):
         verdicts(sweep)

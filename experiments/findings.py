@@ -101,8 +101,8 @@ def table(found: list[Verdict]) -> str:
     """The verdicts in Markdown."""
     rows = ["| claim | measure | difference (95 % interval) | verdict |", "| --- | --- | --- | --- |"]
     for verdict in found:
-        found = "; ".join(filter(None, [verdict.found, verdict.note]))
-        rows.append(f"| {verdict.say} | `{verdict.measure}` | {found} | **{verdict.verdict}** |")
+        told = "; ".join(filter(None, [verdict.found, verdict.note]))
+        rows.append(f"| {verdict.say} | `{verdict.measure}` | {told} | **{verdict.verdict}** |")
     return "\n".join(rows)
 
 

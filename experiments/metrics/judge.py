@@ -33,7 +33,9 @@ class JudgeMetric:
 
     value: of the objects, those found (presence logit above 0). colours: of the objects with a colour word, those found
     and of that colour before all others. all_found: of the pictures, those with all their objects; both: the same of
-    those that ask for two or more; all_right: those with all their colours right, too. found/CONCEPT: of the pictures
+    those that ask for two or more; all_right: those with all their colours right, too. purity: of the pictures' objects that
+    have a colour word and are found, how much of them is in that colour (its probability, mean over the object's pixels),
+    so that another's colour on a part of it tells. found/CONCEPT: of the pictures
     that ask for it, those where it is found.
     """
 
@@ -63,7 +65,7 @@ class JudgeMetric:
         details = {}
         if any(coloured):
             details["colours"] = bench.bootstrap.ratio(right, coloured, run.captions)
-        for name in ("all_found", "both", "all_right"):
+        for name in ("all_found", "both", "all_right", "purity"):
             if any(score[name] is not None for score in scores):
                 details[name] = bench.bootstrap.mean([score[name] for score in scores], run.captions)
         for concept in judge.config.concepts:
@@ -109,17 +111,22 @@ def judged(verdict: Verdict, b: int, asked: list[Asked], config: JudgeConfig) ->
     for thing in asked:
         k = config.concepts.index(thing.concept)
         found = bool(verdict.presence[b, k] > 0)
-        seen = config.colours[int(verdict.colour_of(k)[b].argmax())]
+        colours = verdict.colour_of(k)[b]
+        seen = config.colours[int(colours.argmax())]
         right = found and seen == thing.colour if thing.colour else None
-        things.append({"concept": thing.concept, "colour": thing.colour, "found": found, "seen": seen, "right": right})
-    colours = [thing["right"] for thing in things if thing["right"] is not None]
+        purity = colours[config.colours.index(thing.colour)].item() if thing.colour and found else None
+        told = {"concept": thing.concept, "colour": thing.colour, "found": found, "seen": seen, "right": right}
+        things.append({**told, "purity": purity})
+    right_colours = [thing["right"] for thing in things if thing["right"] is not None]
+    pure = [thing["purity"] for thing in things if thing["purity"] is not None]
     all_found = all(thing["found"] for thing in things) if things else None
     return {
         "value": sum(thing["found"] for thing in things) / len(things) if things else None,
-        "colours": sum(colours) / len(colours) if colours else None,
+        "colours": sum(right_colours) / len(right_colours) if right_colours else None,
         "all_found": all_found,
         "both": all_found if len(things) > 1 else None,
-        "all_right": all_found and all(colours) if things else None,
+        "all_right": all_found and all(right_colours) if things else None,
+        "purity": sum(pure) / len(pure) if pure else None,
         "objects": things,
     }
 

@@ -447,13 +447,13 @@ def test_a_picture_is_judged_by_presence_and_by_the_colour_of_the_object() -> No
     assert judged(verdict, 0, [Asked("cat", None)], JUDGE)["both"] is None
     assert good["purity"] == pytest.approx(1 / (1 + math.exp(-5)))  # of two colours' logits, 5 and 0
     assert absent["purity"] is None  # a fish that is not found has no colour
-    colours[0, :, :2, :2] = torch.tensor([0.0, 5.0])[:, None, None]  # blue leaks onto half of the dragon
-    leaking = judged(verdict, 0, [Asked("dragon", "red")], JUDGE)
-    assert (leaking["value"], leaking["purity"]) == (1, pytest.approx(0.5))
     assert judged(verdict, 0, [], JUDGE)["value"] is None
     fields = (verdict.presence, verdict.labels, verdict.colours, verdict.features)
     two = Verdict(*(torch.cat([field.flip(1 if field is verdict.colours else 0), field]) for field in fields))
     assert [judged(two, b, [Asked("dragon", "red")], JUDGE)["colours"] for b in range(2)] == [0, 1]
+    colours[0, :, :2, :2] = torch.tensor([0.0, 5.0])[:, None, None]  # blue leaks onto half of the dragon
+    leaking = judged(verdict, 0, [Asked("dragon", "red")], JUDGE)
+    assert (leaking["value"], leaking["purity"]) == (1, pytest.approx(0.5))
 
 
 def test_judge_of_a_run(tmp_path: Path, judge_folder: Path) -> None:

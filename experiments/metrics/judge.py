@@ -33,8 +33,8 @@ class JudgeMetric:
 
     value: of the objects, those found (presence logit above 0). colours: of the objects with a colour word, those found
     and of that colour before all others. all_found: of the pictures, those with all their objects; both: the same of
-    those that ask for two or more; all_right: those with all their colours right, too. purity: of the objects that have a
-    colour word and are found, how much is in that colour (its probability, mean over the object's pixels), so that
+    those that ask for two or more; all_right: those with all their colours right, too. purity: of the objects that have
+    a colour word and are found, how much is in that colour (its probability, mean over the object's pixels), so that
     another's colour on a part of one tells; mean over pictures. found/CONCEPT: of the pictures that ask for it, those
     where it is found.
     """

@@ -72,7 +72,14 @@ def test_effective_scale_of_segmentation_free_steps_is_a_projection() -> None:
 
 
 def test_effective_scale_of_a_run_draws_its_pictures_again(tmp_path: Path, tiny_folder: Path) -> None:
-    asked = ["model=file", f"model.path={tiny_folder}", "sampler.steps=4", "seeds=[3,4,5]", "batch_size=2", "device=cpu"]
+    asked = [
+        "model=file",
+        f"model.path={tiny_folder}",
+        "sampler.steps=4",
+        "seeds=[3,4,5]",
+        "batch_size=2",
+        "device=cpu",
+    ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("sample", [*asked, "prompt=a cat", "guidance.scale=2.5"])
     job = sample.prepare(cfg)

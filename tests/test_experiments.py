@@ -80,4 +80,3 @@ def test_page_and_claims_speak_of_what_is_swept_and_measured(name: str) -> None:
 def test_experiments_are_listed_in_the_readme() -> None:
     readme = (Path(CONF).parent / "README.md").read_text()
     assert all(f"`{name}`" in readme for name in NAMES)
-

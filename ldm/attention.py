@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.layers import Conv2d, Linear, linear
+
 
 @dataclass(frozen=True)
 class Site:
@@ -70,10 +72,10 @@ class Attention(nn.Module):
         self.kind = "self" if text_width is None else "cross"
         self.name = ""  # the U-Net fills it in
         source = channels if text_width is None else text_width
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(source, channels, bias=False)
-        self.to_v = nn.Linear(source, channels, bias=False)
-        self.to_out = nn.Linear(channels, channels)
+        self.to_q = Linear(channels, channels, bias=False)
+        self.to_k = Linear(source, channels, bias=False)
+        self.to_v = Linear(source, channels, bias=False)
+        self.to_out = Linear(channels, channels)
 
     def forward(self, x: Tensor, source: Tensor, size: tuple[int, int], edits: Edits) -> Tensor:
         q, k, v = (
@@ -89,8 +91,8 @@ class GEGLU(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.proj_in = nn.Linear(channels, 8 * channels)
-        self.proj_out = nn.Linear(4 * channels, channels)
+        self.proj_in = Linear(channels, 8 * channels)
+        self.proj_out = Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj_in(x).chunk(2, dim=-1)
@@ -119,26 +121,19 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, heads: int, text_width: int, linear_projection: bool, norm_groups: int):
         super().__init__()
-        self.linear = linear_projection
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+        self.proj_in = Linear(channels, channels) if linear_projection else Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, text_width)])
-        self.proj_out = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+        self.proj_out = Linear(channels, channels) if linear_projection else Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, text: Tensor, edits: Edits) -> Tensor:
         size = (x.shape[2], x.shape[3])
-        h = self.norm(x)
-        h = self.patches(self.proj_in, h)
+        h = project(self.proj_in, rearrange(self.norm(x), "B C h w -> B (h w) C"))
         for block in self.transformer_blocks:
             h = block(h, text, size, edits)
-        return x + self.image(self.proj_out, h, size)
+        return x + rearrange(project(self.proj_out, h), "B (h w) C -> B C h w", h=size[0])
 
-    def patches(self, proj: nn.Module, h: Tensor) -> Tensor:
-        if self.linear:
-            return proj(rearrange(h, "B C h w -> B (h w) C"))
-        return rearrange(proj(h), "B C h w -> B (h w) C")
 
-    def image(self, proj: nn.Module, h: Tensor, size: tuple[int, int]) -> Tensor:
-        if self.linear:
-            return rearrange(proj(h), "B (h w) C -> B C h w", h=size[0])
-        return proj(rearrange(h, "B (h w) C -> B C h w", h=size[0]))
+def project(layer: Linear | Conv2d, h: Tensor) -> Tensor:
+    """A linear layer, or a 1x1 convolution, of patches [B, P, C]."""
+    return linear(h, layer.weight.flatten(1), layer.bias)

@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.config import TextEncoderConfig
+from ldm.layers import Linear
 
 
 @lru_cache(maxsize=1)
@@ -107,13 +108,13 @@ class EncoderLayer(nn.Module):
         self.heads = config.heads
         self.quick = config.activation == "quick_gelu"
         self.layer_norm1 = nn.LayerNorm(config.width)
-        self.q_proj = nn.Linear(config.width, config.width)
-        self.k_proj = nn.Linear(config.width, config.width)
-        self.v_proj = nn.Linear(config.width, config.width)
-        self.out_proj = nn.Linear(config.width, config.width)
+        self.q_proj = Linear(config.width, config.width)
+        self.k_proj = Linear(config.width, config.width)
+        self.v_proj = Linear(config.width, config.width)
+        self.out_proj = Linear(config.width, config.width)
         self.layer_norm2 = nn.LayerNorm(config.width)
-        self.fc1 = nn.Linear(config.width, config.mlp_width)
-        self.fc2 = nn.Linear(config.mlp_width, config.width)
+        self.fc1 = Linear(config.width, config.mlp_width)
+        self.fc2 = Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.layer_norm1(x)

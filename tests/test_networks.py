@@ -17,7 +17,7 @@ from reference import (
 )
 from torch import Tensor, nn
 
-from ldm import attention, autoencoder, names, unet
+from ldm import attention, autoencoder, layers, names
 from ldm.attention import AttentionEdit, Site
 from ldm.autoencoder import Autoencoder
 from ldm.config import SD1, SD1_INPAINTING, SD2, ModelConfig, TextEncoderConfig
@@ -139,8 +139,8 @@ def test_resblock_norm_epsilon() -> None:
     from diffusers.models.resnet import ResnetBlock2D
 
     for ours, eps in (
-        (unet.ResBlock(32, 64, 48, 32), 1e-5),
-        (autoencoder.ResBlock(32, 64, 32), 1e-6),
+        (layers.ResBlock(32, 64, 32, 1e-5, 48), 1e-5),
+        (layers.ResBlock(32, 64, 32, 1e-6), 1e-6),
     ):
         width = 48 if eps == 1e-5 else None
         theirs = randomize(ResnetBlock2D(in_channels=32, out_channels=64, temb_channels=width, eps=eps, groups=32))

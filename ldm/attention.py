@@ -6,6 +6,7 @@ Letters of shapes: B rows (branches x images), K branches, H heads, P query patc
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +64,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, site: Site, edits: Edits) -> Tensor:
     return torch.cat(out)
 
 
+def split(x: Tensor, heads: int) -> Tensor:
+    return rearrange(x, "B L (H c) -> B H L c", H=heads)
+
+
 class Attention(nn.Module):
     """Multi-head attention of patches [B, P, C] over themselves, or over a text [B, L, text_width]."""
 
@@ -71,6 +76,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.kind = "self" if text_width is None else "cross"
         self.name = ""  # the U-Net fills it in
+        self.read: tuple[ref[Tensor], int, Tensor, Tensor] | None = None  # the last text: see keys_and_values
         source = channels if text_width is None else text_width
         self.to_q = Linear(channels, channels, bias=False)
         self.to_k = Linear(source, channels, bias=False)
@@ -78,12 +84,19 @@ class Attention(nn.Module):
         self.to_out = Linear(channels, channels)
 
     def forward(self, x: Tensor, source: Tensor, size: tuple[int, int], edits: Edits) -> Tensor:
-        q, k, v = (
-            rearrange(y, "B L (H c) -> B H L c", H=self.heads)
-            for y in (self.to_q(x), self.to_k(source), self.to_v(source))
-        )
-        h = attend(q, k, v, Site(self.name, self.kind, *size), edits)
+        k, v = self.keys_and_values(source)
+        h = attend(split(self.to_q(x), self.heads), k, v, Site(self.name, self.kind, *size), edits)
         return self.to_out(rearrange(h, "B H P c -> B P (H c)"))
+
+    def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Both [B, H, L, c]. A text's are kept as long as that tensor lives, since sampling shows it in every step."""
+        if self.kind == "self" or self.to_k.weight.requires_grad or torch.compiler.is_compiling():
+            return split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
+        version = 0 if source.is_inference() else source._version  # counts what was written into it
+        if self.read is None or self.read[0]() is not source or self.read[1] != version:
+            k, v = split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
+            self.read = ref(source, lambda _: setattr(self, "read", None)), version, k, v
+        return self.read[2:]
 
 
 class GEGLU(nn.Module):

@@ -191,14 +191,10 @@ def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
     return {
         "model_index.json": {
             "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-            "safety_checker": [None, None],
-            "feature_extractor": [None, None],
-            "requires_safety_checker": False,
+            **{"scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"]},
+            **{"tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"]},
+            **{"vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None]},
+            **{"feature_extractor": [None, None], "requires_safety_checker": False},
         },
         "unet/config.json": {
             "_class_name": "UNet2DConditionModel",

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.attention import split
 from ldm.config import TextEncoderConfig
 from ldm.layers import Linear
 
@@ -118,9 +119,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.layer_norm1(x)
-        q, k, v = (
-            rearrange(y, "B L (H c) -> B H L c", H=self.heads) for y in (self.q_proj(h), self.k_proj(h), self.v_proj(h))
-        )
+        q, k, v = (split(project(h), self.heads) for project in (self.q_proj, self.k_proj, self.v_proj))
         h = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # padding is not masked
         x = x + self.out_proj(rearrange(h, "B H L c -> B L (H c)"))
         h = self.fc1(self.layer_norm2(x))

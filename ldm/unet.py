@@ -15,22 +15,19 @@ from ldm.config import UNetConfig
 from ldm.layers import Conv2d, Linear, ResBlock
 
 
-def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoids [B, width] of timesteps t [B]: cosines, then sines, at frequencies 1e4 ** (-i / (width / 2))."""
-    half = width // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000.0) / half))
-    angles = t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
 class TimeEmbedding(nn.Module):
+    """[B, out] of timesteps t [B]: cosines, then sines, at frequencies 1e4 ** (-i / (width / 2)), and two layers."""
+
     def __init__(self, width: int, out: int):
         super().__init__()
         self.linear_1 = Linear(width, out)
         self.linear_2 = Linear(out, out)
 
     def forward(self, t: Tensor) -> Tensor:
-        h = timestep_embedding(t, self.linear_1.in_features).to(self.linear_1.weight.dtype)
+        half = self.linear_1.in_features // 2
+        frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000.0) / half))
+        angles = t.float()[:, None] * frequencies
+        h = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(h)))
 
 

@@ -167,6 +167,21 @@ def test_output_norm_epsilon() -> None:
     assert norms == {"conv_norm_out": 1e-5, "encoder.conv_norm_out": 1e-6, "decoder.conv_norm_out": 1e-6}
 
 
+def test_fast_layers_are_torch_s() -> None:
+    """On both sides of the size where a convolution becomes one product, and with gradients."""
+    for kernel, stride, padding, size in [(3, 1, 1, 2), (3, 1, 1, 9), (3, 2, 1, 4), (3, 2, 0, 5), (1, 1, 0, 6)]:
+        fast = randomize(layers.Conv2d(32, 64, kernel, stride=stride, padding=padding))
+        plain = nn.Conv2d(32, 64, kernel, stride=stride, padding=padding)
+        plain.load_state_dict(fast.state_dict())
+        x = noise(2, 32, size, size + 1)
+        assert relative(fast(x), plain(x)) < 1e-6
+        assert relative(fast.requires_grad_(True)(x), plain(x)) < 1e-6
+    fast = randomize(layers.Linear(32, 64))
+    assert relative(fast(noise(2, 5, 32)), nn.functional.linear(noise(2, 5, 32), fast.weight, fast.bias)) < 1e-6
+    fast.requires_grad_(True)(noise(2, 5, 32)).sum().backward()
+    assert fast.weight.grad is not None
+
+
 def test_numbers_of_parameters() -> None:
     def count(network: type[nn.Module], config: object) -> int:
         with torch.device("meta"):
@@ -198,6 +213,25 @@ def test_one_timestep_per_row_equals_one_for_all(net: UNet) -> None:
 def test_rows_do_not_mix(net: UNet) -> None:
     apart = torch.cat([net(x[None], 500, text[None]) for x, text in zip(X, TEXT, strict=True)])
     assert relative(net(X, 500, TEXT), apart) < 1e-5
+
+
+def test_a_text_is_read_once_while_it_lives(net: UNet) -> None:
+    layers = [module for module in net.modules() if isinstance(module, attention.Attention) and module.kind == "cross"]
+    text, other = TEXT.clone(), TEXT.flip(0)
+    first, of_other = net(X, 500, text), net(X, 500, other)
+    assert relative(first, of_other) > 1e-3
+    assert torch.equal(net(X, 500, text), first)
+    kept = [layer.read for layer in layers]
+    net(X, 100, text)
+    assert all(layer.read is before for layer, before in zip(layers, kept, strict=True))
+    text.copy_(other)  # written into: read again
+    assert torch.equal(net(X, 500, text), of_other)
+    del text, kept
+    assert all(layer.read is None for layer in layers)
+    layers[0].to_k.weight.requires_grad_(True)
+    net(X, 500, other)
+    assert layers[0].read is None
+    layers[0].to_k.weight.requires_grad_(False)
 
 
 def test_identity_edit_equals_none(net: UNet) -> None:

@@ -6,6 +6,7 @@ The sweep's folder holds sweep.json, what all cells have in common, and, when th
 """
 
 import json
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -42,7 +43,8 @@ def main(cfg: DictConfig) -> None:
     hydra = HydraConfig.get()
     folder, multirun = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
     keys = swept(hydra.sweeper.get("params"), Path(cfg.out) / "multirun.yaml" if multirun else None)
-    values = {key: hydra.runtime.choices.get(key) or told(OmegaConf.select(cfg, path)) for key, path in keys.items()}
+    choices = hydra.runtime.choices
+    values = {key: choices.get(key) or on_axis(OmegaConf.select(cfg, path)) for key, path in keys.items()}
     enter(Path(cfg.out), cfg, list(keys.values()), command(hydra))
     try:
         cell = {"name": str(cfg.cell), "axes": values}
@@ -94,19 +96,15 @@ def remove(config: dict[str, Any], path: list[str]) -> None:
 
 def command(hydra: HydraConf) -> str:
     """What was typed, near enough to be typed again."""
-    swept = hydra.mode == RunMode.MULTIRUN
-    typed = OmegaConf.load(Path(hydra.sweep.dir) / "multirun.yaml").hydra.overrides if swept else hydra.overrides
+    multirun = hydra.mode == RunMode.MULTIRUN
+    typed = OmegaConf.load(Path(hydra.sweep.dir) / "multirun.yaml").hydra.overrides if multirun else hydra.overrides
     words = [word for word in [*typed.hydra, *typed.task] if not word.startswith("hydra.mode=")]
-    return " ".join(["python -m experiments.ablate", *(["-m"] if swept else []), *map(quoted, words)])
+    return shlex.join(["python", "-m", "experiments.ablate", *(["-m"] if multirun else []), *words])
 
 
-def told(value: Any) -> Any:
-    """An axis's value; of lists and groups of settings, their text."""
+def on_axis(value: Any) -> Any:
+    """A cell's value of an axis; of lists and groups of settings, their text."""
     return json.dumps(plain(value)) if OmegaConf.is_config(value) else value
-
-
-def quoted(word: str) -> str:
-    return "'" + word.replace("'", "'\\''") + "'" if set(word) & set(" '\"()[]{}$&;|*?<>") else word
 
 
 def pictures(cfg: DictConfig, folder: Path) -> Measured:

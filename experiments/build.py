@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
 from experiments.prompts import Prompt, checked_seed, suite
@@ -136,7 +136,7 @@ def prompts(cfg: DictConfig) -> list[Prompt]:
 
 def seeds(cfg: DictConfig) -> list[int]:
     """Raises ValueError for a seed that is no whole number of 32 bits, and for repeated ones."""
-    wanted = [checked_seed(seed) for seed in (cfg.seeds if OmegaConf.is_list(cfg.seeds) else [cfg.seeds])]
+    wanted = [checked_seed(seed) for seed in (cfg.seeds if isinstance(cfg.seeds, list | ListConfig) else [cfg.seeds])]
     if len(set(wanted)) < len(wanted) or not wanted:
         raise ValueError(f"seeds={wanted}: at least one, and none of them twice")
     return wanted

@@ -184,4 +184,4 @@ def judged(found: Estimate, sign: int) -> str:
 
 def told(found: Estimate) -> str:
     interval = "" if found.low is None else f" ({found.low:+.3g} to {found.high:+.3g})"
-    return f"{found.value:+.3g}{interval}, {found.count} pairs"
+    return f"{found.value:+.3g}{interval}, {found.count} pair{'s' * (found.count != 1)}"

@@ -101,8 +101,8 @@ def table(found: list[Verdict]) -> str:
     """The verdicts in Markdown."""
     rows = ["| claim | measure | difference (95 % interval) | verdict |", "| --- | --- | --- | --- |"]
     for verdict in found:
-        note = f"; {verdict.note}" if verdict.note else ""
-        rows.append(f"| {verdict.say} | `{verdict.measure}` | {verdict.found}{note} | **{verdict.verdict}** |")
+        found = "; ".join(filter(None, [verdict.found, verdict.note]))
+        rows.append(f"| {verdict.say} | `{verdict.measure}` | {found} | **{verdict.verdict}** |")
     return "\n".join(rows)
 
 

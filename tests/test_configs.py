@@ -73,9 +73,31 @@ def test_suite_is_text(name: str) -> None:
 
 
 def test_no_config_inherits_another() -> None:
-    """A defaults list names groups to hold, and never a sibling in its own group to start from."""
+    """A defaults list names groups to hold, and never a sibling in its own group to start from.
+
+    Experiments start from the verb's config, and launchers from the plugin's that they set up.
+    """
     for path in Path(CONF).rglob("*.yaml"):
-        if path.parent == CONF or path.parent.name == "experiment":
+        if path.parent == CONF or path.parent.name in ("experiment", "launcher"):
             continue
         for entry in OmegaConf.load(path).get("defaults", []):
             assert entry == "_self_" or all("@" in str(key) for key in entry), path
+
+
+@pytest.mark.parametrize(("name", "plugin"), [("slurm", "submitit"), ("ray_cluster", "ray")])
+def test_launcher_composes_with_its_plugin(name: str, plugin: str) -> None:
+    """The plugin's own config refuses a setting that it does not know."""
+    pytest.importorskip(f"hydra_plugins.hydra_{plugin}_launcher")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("ablate", ["experiment=segfree_a", f"hydra/launcher={name}"], return_hydra_config=True)
+    assert set(OmegaConf.load(CONF / "hydra" / "launcher" / f"{name}.yaml")) - {"defaults"} <= set(cfg.hydra.launcher)
+    assert cfg.hydra.launcher._target_.startswith(f"hydra_plugins.hydra_{plugin}_launcher.")
+
+
+def test_wandb_sweep_varies_axes_of_its_experiment() -> None:
+    sweep = OmegaConf.load(CONF / "wandb_sweep.yaml")
+    (experiment,) = [word for word in OmegaConf.to_container(sweep)["command"] if word.startswith("experiment=")]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("ablate", [experiment], return_hydra_config=True)
+    for name, told in sweep.parameters.items():
+        assert ",".join(map(str, told["values"])) == cfg.hydra.sweeper.params[name]

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -220,65 +219,6 @@ def test_a_shard_that_is_none_is_refused(sample: Sample, tmp_path: Path, shard: 
     outcome = sample(tmp_path / "run", "prompt=x", f"shard={shard}")
     assert outcome.status == 1
     assert outcome.err == f"error: shard={shard}: must be i/n, with i from 0 to n - 1\n"
-
-
-FORKS = """
-import json, os, sys
-import experiments.cli, experiments.sample
-for line in sys.stdin:
-    pid = os.fork()
-    if pid == 0:
-        sys.argv = ["experiments/sample.py", *json.loads(line)]
-        experiments.cli.run(experiments.sample.main, "sample")
-        os._exit(0)
-    print(pid, flush=True)
-    print(os.waitpid(pid, 0)[1], flush=True)
-"""
-
-
-def test_a_run_killed_ten_times_equals_an_undisturbed_one(tiny_folder: Path, tmp_path: Path) -> None:
-    """Killed outright, at random moments between its pictures and within them; processes are forked, to start fast."""
-    asked = ["prompt=x", f"seeds=[{','.join(map(str, range(60)))}]", "batch_size=2", "save_latents=true"]
-    asked += ["model=file", f"model.path={tiny_folder}", "sampler.steps=2", "sampler.eta=1", "shard=0/1"]
-    forks = subprocess.Popen(
-        [sys.executable, "-c", FORKS],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-
-    def start(folder: Path) -> int:
-        forks.stdin.write(json.dumps([*asked, f"hydra.run.dir={folder}"]) + "\n")
-        forks.stdin.flush()
-        return int(forks.stdout.readline())
-
-    def end() -> int:
-        status = forks.stdout.readline()
-        while not status.strip().isdecimal():  # what the run itself prints
-            status = forks.stdout.readline()
-        return int(status)
-
-    start(tmp_path / "whole")
-    assert end() == 0
-    rng, images = random.Random(0), tmp_path / "killed" / "images"
-
-    def drawn() -> int:
-        return len(list(images.glob("*.png"))) if images.exists() else 0
-
-    for _ in range(10):
-        pid, until = start(tmp_path / "killed"), drawn() + rng.randrange(6)
-        while drawn() < until:
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.03))
-        os.kill(pid, signal.SIGKILL)
-        assert end() == signal.SIGKILL
-    assert 0 < drawn() < 60
-    start(tmp_path / "killed")
-    assert end() == 0
-    forks.stdin.close()
-    forks.wait()
-    same_run(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_going_on_under_other_code_is_recorded(sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,17 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ONEDNN = torch.backends.mkldnn.is_available()
 FEW = 0.2  # cells of all rows per output channel, up to which a convolution is faster as one matrix product
 
 
 def plain_cpu(x: Tensor, weight: Tensor) -> bool:
-    """Whether no gradient is wanted and the tensors are a CPU's."""
-    return x.device.type == "cpu" and not (x.requires_grad or weight.requires_grad)
+    """Whether a CPU works on these tensors, without gradients and uncompiled (a compiler chooses its own kernels)."""
+    return x.device.type == "cpu" and not (x.requires_grad or weight.requires_grad or torch.compiler.is_compiling())
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias. In float32 on a CPU by oneDNN: torch takes MKL, which has no fast kernels for AMD's."""
-    if x.dtype == torch.float32 and torch.backends.mkldnn.is_available() and plain_cpu(x, weight):
+    if ONEDNN and x.dtype == torch.float32 and plain_cpu(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
@@ -39,6 +40,12 @@ class Conv2d(nn.Conv2d):
         patches = (F.unfold(x, k, padding=p, stride=s) if k > 1 else x.flatten(2)).mT.flatten(0, 1)  # [B h w, C k k]
         out = linear(patches, self.weight.flatten(1), self.bias)
         return out.unflatten(0, (len(x), h, w)).permute(0, 3, 1, 2)
+
+
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # where torch would load its compiler to draw normal numbers, for seconds
+            super().reset_parameters()
 
 
 class ResBlock(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ldm.attention import split
 from ldm.config import TextEncoderConfig
-from ldm.layers import Linear
+from ldm.layers import Embedding, Linear
 
 
 @lru_cache(maxsize=1)
@@ -133,8 +133,8 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextEncoderConfig):
         super().__init__()
         assert config.activation in ("quick_gelu", "gelu"), config.activation
-        self.token_embedding = nn.Embedding(config.vocab, config.width)
-        self.position_embedding = nn.Embedding(config.context, config.width)
+        self.token_embedding = Embedding(config.vocab, config.width)
+        self.position_embedding = Embedding(config.context, config.width)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.final_layer_norm = nn.LayerNorm(config.width)
 

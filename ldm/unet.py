@@ -111,8 +111,7 @@ class UNet(nn.Module):
             width = c[i]
             skips += [width] * (blocks + (i < top))
 
-        middle = [resnet(width, width), resnet(width, width)]
-        self.mid_block = DownLevel(middle, [transformer(top), NoAttention()], None)
+        self.mid_block = DownLevel([resnet(width, width) for _ in range(2)], [transformer(top), NoAttention()], None)
 
         self.blocks_up = blocks + 1
         self.up_blocks = nn.ModuleList()

@@ -1,5 +1,6 @@
 """Each network against diffusers, transformers and open_clip on the same random weights; and what edits may change."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from reference import (
 )
 from torch import Tensor, nn
 
+from guidance.edits import scale_strongest
 from ldm import attention, autoencoder, layers, names
 from ldm.attention import AttentionEdit, Site
 from ldm.autoencoder import Autoencoder
@@ -24,6 +26,7 @@ from ldm.config import SD1, SD1_INPAINTING, SD2, ModelConfig, TextEncoderConfig
 from ldm.text import TextEncoder
 from ldm.unet import UNet
 
+COMPILER = shutil.which("g++") or shutil.which("clang++")
 TINY = {
     "sd1": TINY_SD1,
     "sd2": TINY_SD2,
@@ -232,6 +235,26 @@ def test_a_text_is_read_once_while_it_lives(net: UNet) -> None:
     net(X, 500, other)
     assert layers[0].read is None
     layers[0].to_k.weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.skipif(not COMPILER, reason="no g++")]),
+    ],
+)
+def test_compiled_whole_and_once(net: UNet, backend: str) -> None:
+    """No graph break, edits included; and neither another timestep nor another edit of a kind compiles anew."""
+    torch.compiler.reset()
+    compiled = torch.compile(net, fullgraph=True, backend=backend)
+    with torch.inference_mode():
+        for edits in ([None, None], [None, "push out"]):
+            for i, t in enumerate((900, 500, 1)):
+                push_out = scale_strongest(-10.0) if edits[1] else None
+                with torch.compiler.set_stance("default" if i == 0 else "fail_on_recompile"):
+                    got = compiled(X, torch.full((6,), t), TEXT, [None, push_out])
+                assert relative(got, net(X, t, TEXT, [None, push_out])) < 1e-5
 
 
 def test_identity_edit_equals_none(net: UNet) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import TINY
 
-from experiments.benchmark import __main__, fresh, sides
+from experiments.benchmark import __main__, fresh, growth, sides
 from experiments.benchmark.timing import Timing, interleaved, rounds
 
 
@@ -72,6 +72,16 @@ def test_a_fresh_process_measures_loading_and_memory(tiny_folder: Path) -> None:
     assert fresh.printed([sys.executable, "-c", "print('loading'); print(2.5)"]) == 2.5
     calls = fresh.measures("start", tiny_folder, settings, Path("scratch"))
     assert list(calls["start (first picture)"][1]) == ["ours", "diffusers"]
+
+
+def test_growth(monkeypatch: pytest.MonkeyPatch, tiny_size: None, tmp_path: Path) -> None:
+    asked = ["--size", "tiny", "--repeats", "1", "--counts", "2", "125", "--resolutions", "16", "32"]
+    monkeypatch.setattr(sys, "argv", ["growth", *asked, "--out", str(tmp_path)])
+    growth.main()
+    found = json.loads((tmp_path / "growth.json").read_text())
+    assert {"steps", "batch", "resolution", "stages", "branches"} <= set(found)
+    assert found["ddim"]["125"] < found["ddim"]["2"]
+    assert (tmp_path / "growth.png").stat().st_size > 1000
 
 
 def test_turns() -> None:

@@ -172,4 +172,4 @@ def in_fresh_processes(plan: Plan, case: str) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as scratch:
         for name, (unit, calls) in fresh.measures(case, plan.path, settings, Path(scratch)).items():
             took = rounds(calls, plan.repeats)
-            yield row(plan, name, took["ours"], took.get("diffusers"), "diffusers", unit)
+            yield row(plan, name, took["ours"], took.get("diffusers"), "diffusers" if "diffusers" in took else "", unit)

@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from experiments import build, cli, report, runs, sample, visualize
+from experiments import build, cli, drawing, report, runs, visualize
 from experiments.attention_maps import Recorder
 from experiments.evaluate import described, evaluate, store
 from experiments.logger import Logger
@@ -29,7 +29,18 @@ from samplers import ImageNoise
 
 DRAWN = (  # what of the config the sampling verb knows
     *("model", "sampler", "guidance", "prompts", "prompt", "negative_prompt", "seeds", "height", "width"),
-    *("batch_size", "shard", "noise", "save_latents", "device", "dtype", "logger"),
+    *(
+        "batch_size",
+        "shard",
+        "noise",
+        "save_latents",
+        "device",
+        "dtype",
+        "max_batch",
+        "compile",
+        "deterministic",
+        "logger",
+    ),
 )
 MAY_DIFFER = (  # between the cells of a sweep
     *("cell", "out", "shard", "device", "logger", "icons", "cache", "maps"),
@@ -113,9 +124,9 @@ def pictures(cfg: DictConfig, folder: Path) -> Measured:
     if asked.prompts is None and asked.prompt is None and plain(cfg.suite)[cfg.model.subject] is not None:
         suite = OmegaConf.load(cli.CONF / "prompts" / f"{cfg.suite[cfg.model.subject]}.yaml")
         asked.prompts = OmegaConf.merge(suite, {} if cfg.count is None else {"count": cfg.count})
-    job = sample.prepare(asked)
+    job = drawing.prepare(asked)
     with Logger(grouped(cfg), plain(cfg), folder) as logger:
-        if sample.draw(job, folder, logger) is None:
+        if drawing.draw(job, folder, logger) is None:
             return {}, {}
         if cfg.maps and not (folder / "semantics.png").exists():
             draw_maps(job, folder)
@@ -158,7 +169,7 @@ def study(cfg: DictConfig, folder: Path) -> Measured:
     return {cfg.name: result}, {}
 
 
-def draw_maps(job: sample.Job, folder: Path) -> None:
+def draw_maps(job: drawing.Job, folder: Path) -> None:
     """maps.png and semantics.png of the run's first picture."""
     prompt, seed = job.prompts[0], job.batches[0][0][1]
     asked = [build.Stretch(s.prompt or prompt.text, s.steps) for s in job.rehearsal.stages]

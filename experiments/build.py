@@ -1,7 +1,7 @@
 """From a composed config to the objects it names."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,9 +15,12 @@ from torch import Tensor
 from experiments.prompts import Prompt, checked_seed, suite
 from guidance import Guidance
 from ldm import LatentDiffusion, load_model
+from ldm.attention import AttentionEdit
 from ldm.config import ScheduleConfig
 from ldm.text import Text, Texts
+from ldm.unet import UNet
 from samplers import Schedule, Step
+from samplers.schedule import Network
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -66,6 +69,21 @@ def text_to_image(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDi
     if made.config.unet.in_channels != made.config.autoencoder.latent_channels:
         raise ValueError(f"{cfg.path} is an inpainting model: this verb makes pictures from text alone")
     return made
+
+
+def network(unet: UNet, compile: bool) -> Network:
+    """The U-Net as guidances call it; if wanted compiled, once per shape and kind of edits, on a GPU to CUDA graphs."""
+    if not compile:
+        return unet
+    on_gpu = unet.conv_in.weight.is_cuda
+    compiled = torch.compile(unet, fullgraph=True, mode="reduce-overhead" if on_gpu else "default")
+
+    def network(x_t: Tensor, t: int, text: Tensor, edits: Sequence[AttentionEdit | None] = ()) -> Tensor:
+        # a number would be compiled in; and what a CUDA graph returns is overwritten by its next call
+        out = compiled(x_t, torch.full((len(x_t),), t, device=x_t.device), text, edits)
+        return out.clone() if on_gpu else out
+
+    return network
 
 
 def schedule(config: ScheduleConfig) -> Schedule:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -33,19 +34,29 @@ class Guidance(Protocol):
 Predict = Callable[[Tensor, int, Tensor, Sequence[AttentionEdit | None]], Tensor]
 
 
-def guided(predict: Predict, guidance: Guidance, texts: Texts) -> Callable[[Tensor, Step], Tensor]:
+def guided(
+    predict: Predict, guidance: Guidance, texts: Texts, max_batch: int | None = None
+) -> Callable[[Tensor, Step], Tensor]:
     """denoise(x_t, step) -> eps for a sampler: all branches of a step in one forward of `predict`.
 
     predict(x_t, t, text, edits) -> eps, its rows being the branches one after another. Latents stay in float32; the
-    network receives and returns the dtype of its text.
+    network receives and returns the dtype of its text. Steps with the same branches show it the same text tensor.
+    max_batch  rows of a forward at most, where memory asks for it: branches then go one after another, whole ones
     """
+
+    @lru_cache(maxsize=4)
+    def stacked(*embeddings: Tensor) -> Tensor:
+        return torch.cat(embeddings)
 
     def denoise(x_t: Tensor, step: Step) -> Tensor:
         branches = guidance.branches(texts, step)
-        text = torch.cat([branch.text.embedding for branch in branches.values()])
-        x = x_t.to(text.dtype).repeat(len(branches), 1, 1, 1)
-        eps = predict(x, step.t, text, [branch.edit for branch in branches.values()]).float()
-        return guidance.combine(dict(zip(branches, eps.chunk(len(branches)), strict=True)), x_t, step)
+        passes, eps = list(branches.values()), list[Tensor]()
+        together = len(passes) if max_batch is None else max(max_batch // len(x_t), 1)
+        for part in (passes[i : i + together] for i in range(0, len(passes), together)):
+            text = stacked(*(branch.text.embedding for branch in part))
+            x = x_t.to(text.dtype).repeat(len(part), 1, 1, 1)
+            eps += predict(x, step.t, text, [branch.edit for branch in part]).float().chunk(len(part))
+        return guidance.combine(dict(zip(branches, eps, strict=True)), x_t, step)
 
     return denoise
 

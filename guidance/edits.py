@@ -30,15 +30,16 @@ def scale_strongest(
 def strongest(weights: Tensor, argmax: str = "head", words: Sequence[Sequence[Span]] | None = None) -> Tensor:
     """The token k* that owns each patch, [B, H, P, 1]: see `scale_strongest`. With argmax="mean" all heads agree."""
     ranked = weights if argmax == "head" else weights.mean(dim=1, keepdim=True)
-    allowed = candidates(words, weights.shape[-1]).to(weights.device)
-    k_star = ranked.masked_fill(~allowed, -1).argmax(dim=-1, keepdim=True)  # [B, H or 1, P, 1]
+    if words is None:  # all but BOS, whose weight is mostly the largest
+        k_star = 1 + ranked[..., 1:].argmax(dim=-1, keepdim=True)  # [B, H or 1, P, 1]
+    else:
+        allowed = candidates(words, weights.shape[-1]).to(weights.device)
+        k_star = ranked.masked_fill(~allowed, -1).argmax(dim=-1, keepdim=True)
     return k_star.expand(*weights.shape[:3], 1)
 
 
-def candidates(words: Sequence[Sequence[Span]] | None, length: int) -> Tensor:
-    """Mask [B or 1, 1, 1, L] of the tokens that may own a patch. BOS, whose weight is mostly the largest, never may."""
-    if words is None:
-        return (torch.arange(length) > 0)[None, None, None]
+def candidates(words: Sequence[Sequence[Span]], length: int) -> Tensor:
+    """Mask [B, 1, 1, L] of the tokens of these spans, one sequence of spans per image."""
     mask = torch.zeros(len(words), 1, 1, length, dtype=torch.bool)
     for row, spans in zip(mask, words, strict=True):
         for span in spans:

@@ -6,11 +6,14 @@ Letters of shapes: B rows (branches x images), K branches, H heads, P query patc
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from weakref import ref
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from ldm.layers import Conv2d, Linear, linear
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, site: Site, edits: Edits) -> Tensor:
     return torch.cat(out)
 
 
+def split(x: Tensor, heads: int) -> Tensor:
+    return rearrange(x, "B L (H c) -> B H L c", H=heads)
+
+
 class Attention(nn.Module):
     """Multi-head attention of patches [B, P, C] over themselves, or over a text [B, L, text_width]."""
 
@@ -69,19 +76,27 @@ class Attention(nn.Module):
         self.heads = heads
         self.kind = "self" if text_width is None else "cross"
         self.name = ""  # the U-Net fills it in
+        self.read: tuple[ref[Tensor], int, Tensor, Tensor] | None = None  # the last text: see keys_and_values
         source = channels if text_width is None else text_width
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_k = nn.Linear(source, channels, bias=False)
-        self.to_v = nn.Linear(source, channels, bias=False)
-        self.to_out = nn.Linear(channels, channels)
+        self.to_q = Linear(channels, channels, bias=False)
+        self.to_k = Linear(source, channels, bias=False)
+        self.to_v = Linear(source, channels, bias=False)
+        self.to_out = Linear(channels, channels)
 
     def forward(self, x: Tensor, source: Tensor, size: tuple[int, int], edits: Edits) -> Tensor:
-        q, k, v = (
-            rearrange(y, "B L (H c) -> B H L c", H=self.heads)
-            for y in (self.to_q(x), self.to_k(source), self.to_v(source))
-        )
-        h = attend(q, k, v, Site(self.name, self.kind, *size), edits)
+        k, v = self.keys_and_values(source)
+        h = attend(split(self.to_q(x), self.heads), k, v, Site(self.name, self.kind, *size), edits)
         return self.to_out(rearrange(h, "B H P c -> B P (H c)"))
+
+    def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Both [B, H, L, c]. A text's are kept as long as that tensor lives, since sampling shows it in every step."""
+        if self.kind == "self" or self.to_k.weight.requires_grad or torch.compiler.is_compiling():
+            return split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
+        version = 0 if source.is_inference() else source._version  # counts what was written into it
+        if self.read is None or self.read[0]() is not source or self.read[1] != version:
+            k, v = split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
+            self.read = ref(source, lambda _: setattr(self, "read", None)), version, k, v
+        return self.read[2:]
 
 
 class GEGLU(nn.Module):
@@ -89,8 +104,8 @@ class GEGLU(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.proj_in = nn.Linear(channels, 8 * channels)
-        self.proj_out = nn.Linear(4 * channels, channels)
+        self.proj_in = Linear(channels, 8 * channels)
+        self.proj_out = Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.proj_in(x).chunk(2, dim=-1)
@@ -119,26 +134,19 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, heads: int, text_width: int, linear_projection: bool, norm_groups: int):
         super().__init__()
-        self.linear = linear_projection
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
-        self.proj_in = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+        self.proj_in = Linear(channels, channels) if linear_projection else Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, text_width)])
-        self.proj_out = nn.Linear(channels, channels) if linear_projection else nn.Conv2d(channels, channels, 1)
+        self.proj_out = Linear(channels, channels) if linear_projection else Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, text: Tensor, edits: Edits) -> Tensor:
         size = (x.shape[2], x.shape[3])
-        h = self.norm(x)
-        h = self.patches(self.proj_in, h)
+        h = project(self.proj_in, rearrange(self.norm(x), "B C h w -> B (h w) C"))
         for block in self.transformer_blocks:
             h = block(h, text, size, edits)
-        return x + self.image(self.proj_out, h, size)
+        return x + rearrange(project(self.proj_out, h), "B (h w) C -> B C h w", h=size[0])
 
-    def patches(self, proj: nn.Module, h: Tensor) -> Tensor:
-        if self.linear:
-            return proj(rearrange(h, "B C h w -> B (h w) C"))
-        return rearrange(proj(h), "B C h w -> B (h w) C")
 
-    def image(self, proj: nn.Module, h: Tensor, size: tuple[int, int]) -> Tensor:
-        if self.linear:
-            return rearrange(proj(h), "B (h w) C -> B C h w", h=size[0])
-        return proj(rearrange(h, "B (h w) C -> B C h w", h=size[0]))
+def project(layer: Linear | Conv2d, h: Tensor) -> Tensor:
+    """A linear layer, or a 1x1 convolution, of patches [B, P, C]."""
+    return linear(h, layer.weight.flatten(1), layer.bias)

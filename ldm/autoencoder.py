@@ -10,23 +10,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.config import AutoencoderConfig
+from ldm.layers import Conv2d, Linear, ResBlock
 
 EPS = 1e-6  # of every GroupNorm in this file; the U-Net's residual blocks use 1e-5
-
-
-class ResBlock(nn.Module):
-    def __init__(self, in_channels: int, out_channels: int, norm_groups: int):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(norm_groups, in_channels, eps=EPS)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=EPS)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.conv_shortcut(x) + h
 
 
 class AttentionBlock(nn.Module):
@@ -35,10 +21,10 @@ class AttentionBlock(nn.Module):
     def __init__(self, channels: int, norm_groups: int):
         super().__init__()
         self.group_norm = nn.GroupNorm(norm_groups, channels, eps=EPS)
-        self.to_q = nn.Linear(channels, channels)
-        self.to_k = nn.Linear(channels, channels)
-        self.to_v = nn.Linear(channels, channels)
-        self.to_out = nn.Linear(channels, channels)
+        self.to_q = Linear(channels, channels)
+        self.to_k = Linear(channels, channels)
+        self.to_v = Linear(channels, channels)
+        self.to_out = Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
         h = rearrange(self.group_norm(x), "B C h w -> B 1 (h w) C")
@@ -68,8 +54,13 @@ class Level(nn.Module):
         return x
 
 
+def blocks(width: int, channels: int, count: int, norm_groups: int) -> Level:
+    widths = [width] + [channels] * (count - 1)
+    return Level([ResBlock(width, channels, norm_groups, EPS) for width in widths], [])
+
+
 def middle(channels: int, norm_groups: int) -> Level:
-    resnets = [ResBlock(channels, channels, norm_groups) for _ in range(2)]
+    resnets = [ResBlock(channels, channels, norm_groups, EPS) for _ in range(2)]
     return Level(resnets, [AttentionBlock(channels, norm_groups)])
 
 
@@ -77,21 +68,18 @@ class Encoder(nn.Module):
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
         c, groups = config.channels, config.norm_groups
-        self.conv_in = nn.Conv2d(config.image_channels, c[0], 3, padding=1)
+        self.conv_in = Conv2d(config.image_channels, c[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
         width = c[0]
         for i, channels in enumerate(c):
-            resnets = [
-                ResBlock(width if j == 0 else channels, channels, groups) for j in range(config.blocks_per_level)
-            ]
+            level = blocks(width, channels, config.blocks_per_level, groups)
             width = channels
-            level = Level(resnets, [])
             if i < len(c) - 1:
-                level.downsample = nn.Conv2d(width, width, 3, stride=2)
+                level.downsample = Conv2d(width, width, 3, stride=2)
             self.down_blocks.append(level)
         self.mid_block = middle(width, groups)
         self.conv_norm_out = nn.GroupNorm(groups, width, eps=EPS)
-        self.conv_out = nn.Conv2d(width, 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = Conv2d(width, 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -105,20 +93,17 @@ class Decoder(nn.Module):
         super().__init__()
         c, groups = config.channels, config.norm_groups
         width = c[-1]
-        self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
+        self.conv_in = Conv2d(config.latent_channels, width, 3, padding=1)
         self.mid_block = middle(width, groups)
         self.up_blocks = nn.ModuleList()
         for i, channels in reversed(list(enumerate(c))):
-            resnets = [
-                ResBlock(width if j == 0 else channels, channels, groups) for j in range(config.blocks_per_level + 1)
-            ]
+            level = blocks(width, channels, config.blocks_per_level + 1, groups)
             width = channels
-            level = Level(resnets, [])
             if i > 0:
-                level.upsample = nn.Conv2d(width, width, 3, padding=1)
+                level.upsample = Conv2d(width, width, 3, padding=1)
             self.up_blocks.append(level)
         self.conv_norm_out = nn.GroupNorm(groups, width, eps=EPS)
-        self.conv_out = nn.Conv2d(width, config.image_channels, 3, padding=1)
+        self.conv_out = Conv2d(width, config.image_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid_block(self.conv_in(z))
@@ -135,8 +120,8 @@ class Autoencoder(nn.Module):
         self.scale = config.scale
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        self.quant_conv = Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
+        self.post_quant_conv = Conv2d(config.latent_channels, config.latent_channels, 1)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance [B, latent_channels, h, w] of q(latent | image), both in latent units."""

@@ -191,20 +191,15 @@ def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
     return {
         "model_index.json": {
             "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
-            "scheduler": ["diffusers", "DDIMScheduler"],
-            "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"],
-            "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"],
-            "safety_checker": [None, None],
-            "feature_extractor": [None, None],
-            "requires_safety_checker": False,
+            **{"scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"]},
+            **{"tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"]},
+            **{"vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None]},
+            **{"feature_extractor": [None, None], "requires_safety_checker": False},
         },
         "unet/config.json": {
             "_class_name": "UNet2DConditionModel",
             **theirs(config.unet, UNET_FIELDS),
-            "sample_size": config.image_size // config.downscale,
-            "down_block_types": down,
+            **{"sample_size": config.image_size // config.downscale, "down_block_types": down},
             "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
         },
         "vae/config.json": {
@@ -212,19 +207,15 @@ def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
             **theirs(config.autoencoder, VAE_FIELDS),
             "out_channels": config.autoencoder.image_channels,
             "sample_size": config.image_size,
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
-            "up_block_types": ["UpDecoderBlock2D"] * levels,
+            **{"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels},
         },
         "text_encoder/config.json": {
-            "architectures": ["CLIPTextModel"],
-            "model_type": "clip_text_model",
+            **{"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"},
             **theirs(config.text, TEXT_FIELDS),
             **{"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": config.text.pad_id},
         },
         "scheduler/scheduler_config.json": {
-            "_class_name": "DDIMScheduler",
-            **theirs(config.schedule, SCHEDULE_FIELDS),
-            "clip_sample": False,
+            **{"_class_name": "DDIMScheduler", **theirs(config.schedule, SCHEDULE_FIELDS), "clip_sample": False}
         },
     }
 

@@ -13,6 +13,8 @@ from ldm.config import ModelConfig
 from ldm.text import Text, TextEncoder, Texts, Tokenizer
 from ldm.unet import UNet
 
+DECODED_CELLS = 4 * 64 * 64  # of latents decoded at once: four pictures of 512 px
+
 
 @dataclass(frozen=True)
 class LatentDiffusion:
@@ -59,8 +61,9 @@ class LatentDiffusion:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [0, 1] of latents [B, C, h, w]."""
-        image = self.autoencoder.decode(latents.to(self.unet.conv_in.weight.dtype)).float()
+        """Images [B, 3, H, W] in [0, 1] of latents [B, C, h, w]; in slices, for a large batch takes much memory."""
+        slices, dtype = latents.split(max(DECODED_CELLS // latents[0, 0].numel(), 1)), self.unet.conv_in.weight.dtype
+        image = torch.cat([self.autoencoder.decode(part.to(dtype)).float() for part in slices])
         return (image / 2 + 0.5).clamp(0, 1)
 
 

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm.attention import split
 from ldm.config import TextEncoderConfig
+from ldm.layers import Embedding, Linear
 
 
 @lru_cache(maxsize=1)
@@ -107,19 +109,17 @@ class EncoderLayer(nn.Module):
         self.heads = config.heads
         self.quick = config.activation == "quick_gelu"
         self.layer_norm1 = nn.LayerNorm(config.width)
-        self.q_proj = nn.Linear(config.width, config.width)
-        self.k_proj = nn.Linear(config.width, config.width)
-        self.v_proj = nn.Linear(config.width, config.width)
-        self.out_proj = nn.Linear(config.width, config.width)
+        self.q_proj = Linear(config.width, config.width)
+        self.k_proj = Linear(config.width, config.width)
+        self.v_proj = Linear(config.width, config.width)
+        self.out_proj = Linear(config.width, config.width)
         self.layer_norm2 = nn.LayerNorm(config.width)
-        self.fc1 = nn.Linear(config.width, config.mlp_width)
-        self.fc2 = nn.Linear(config.mlp_width, config.width)
+        self.fc1 = Linear(config.width, config.mlp_width)
+        self.fc2 = Linear(config.mlp_width, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.layer_norm1(x)
-        q, k, v = (
-            rearrange(y, "B L (H c) -> B H L c", H=self.heads) for y in (self.q_proj(h), self.k_proj(h), self.v_proj(h))
-        )
+        q, k, v = (split(project(h), self.heads) for project in (self.q_proj, self.k_proj, self.v_proj))
         h = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # padding is not masked
         x = x + self.out_proj(rearrange(h, "B H L c -> B L (H c)"))
         h = self.fc1(self.layer_norm2(x))
@@ -133,8 +133,8 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextEncoderConfig):
         super().__init__()
         assert config.activation in ("quick_gelu", "gelu"), config.activation
-        self.token_embedding = nn.Embedding(config.vocab, config.width)
-        self.position_embedding = nn.Embedding(config.context, config.width)
+        self.token_embedding = Embedding(config.vocab, config.width)
+        self.position_embedding = Embedding(config.context, config.width)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.final_layer_norm = nn.LayerNorm(config.width)
 

@@ -12,44 +12,23 @@ from torch import Tensor, nn
 
 from ldm.attention import Attention, Edits, SpatialTransformer
 from ldm.config import UNetConfig
-
-
-def timestep_embedding(t: Tensor, width: int) -> Tensor:
-    """Sinusoids [B, width] of timesteps t [B]: cosines, then sines, at frequencies 1e4 ** (-i / (width / 2))."""
-    half = width // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000.0) / half))
-    angles = t.float()[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+from ldm.layers import Conv2d, Linear, ResBlock
 
 
 class TimeEmbedding(nn.Module):
+    """[B, out] of timesteps t [B]: cosines, then sines, at frequencies 1e4 ** (-i / (width / 2)), and two layers."""
+
     def __init__(self, width: int, out: int):
         super().__init__()
-        self.linear_1 = nn.Linear(width, out)
-        self.linear_2 = nn.Linear(out, out)
+        self.linear_1 = Linear(width, out)
+        self.linear_2 = Linear(out, out)
 
     def forward(self, t: Tensor) -> Tensor:
-        h = timestep_embedding(t, self.linear_1.in_features).to(self.linear_1.weight.dtype)
+        half = self.linear_1.in_features // 2
+        frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000.0) / half))
+        angles = t.float()[:, None] * frequencies
+        h = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(h)))
-
-
-class ResBlock(nn.Module):
-    """Two convolutions with the time embedding [B, time_width] added between them."""
-
-    def __init__(self, in_channels: int, out_channels: int, time_width: int, norm_groups: int):
-        super().__init__()
-        self.norm1 = nn.GroupNorm(norm_groups, in_channels, eps=1e-5)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.time_emb_proj = nn.Linear(time_width, out_channels)
-        self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=1e-5)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
-        self.conv_shortcut = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
-
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = h + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.conv_shortcut(x) + h
 
 
 class NoAttention(nn.Module):
@@ -76,17 +55,6 @@ class DownLevel(nn.Module):
         if self.downsample is not None:
             out.append(self.downsample(x))
         return out
-
-
-class Middle(nn.Module):
-    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module]):
-        super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        self.attentions = nn.ModuleList(attentions)
-
-    def forward(self, x: Tensor, time: Tensor, text: Tensor, edits: Edits) -> Tensor:
-        x = self.attentions[0](self.resnets[0](x, time), text, edits)
-        return self.resnets[1](x, time)
 
 
 class UpLevel(nn.Module):
@@ -121,7 +89,7 @@ class UNet(nn.Module):
         time_width = 4 * c[0]
 
         def resnet(in_channels: int, out_channels: int) -> nn.Module:
-            return ResBlock(in_channels, out_channels, time_width, config.norm_groups)
+            return ResBlock(in_channels, out_channels, config.norm_groups, 1e-5, time_width)
 
         def transformer(i: int) -> nn.Module:
             return SpatialTransformer(
@@ -132,29 +100,29 @@ class UNet(nn.Module):
             return [transformer(i) if config.attention[i] else NoAttention() for _ in range(count)]
 
         self.time_embedding = TimeEmbedding(c[0], time_width)
-        self.conv_in = nn.Conv2d(config.in_channels, c[0], 3, padding=1)
+        self.conv_in = Conv2d(config.in_channels, c[0], 3, padding=1)
 
         width, skips = c[0], [c[0]]  # channels of the stream, and of what it leaves for the way up
         self.down_blocks = nn.ModuleList()
         for i in range(len(c)):
             resnets = [resnet(width if j == 0 else c[i], c[i]) for j in range(blocks)]
-            downsample = nn.Conv2d(c[i], c[i], 3, stride=2, padding=1) if i < top else None
+            downsample = Conv2d(c[i], c[i], 3, stride=2, padding=1) if i < top else None
             self.down_blocks.append(DownLevel(resnets, transformers(i, blocks), downsample))
             width = c[i]
             skips += [width] * (blocks + (i < top))
 
-        self.mid_block = Middle([resnet(width, width), resnet(width, width)], [transformer(top)])
+        self.mid_block = DownLevel([resnet(width, width) for _ in range(2)], [transformer(top), NoAttention()], None)
 
         self.blocks_up = blocks + 1
         self.up_blocks = nn.ModuleList()
         for i in reversed(range(len(c))):
             resnets = [resnet((width if j == 0 else c[i]) + skips.pop(), c[i]) for j in range(self.blocks_up)]
-            upsample = nn.Conv2d(c[i], c[i], 3, padding=1) if i > 0 else None
+            upsample = Conv2d(c[i], c[i], 3, padding=1) if i > 0 else None
             self.up_blocks.append(UpLevel(resnets, transformers(i, self.blocks_up), upsample))
             width = c[i]
 
         self.conv_norm_out = nn.GroupNorm(config.norm_groups, c[0], eps=1e-5)
-        self.conv_out = nn.Conv2d(c[0], config.out_channels, 3, padding=1)
+        self.conv_out = Conv2d(c[0], config.out_channels, 3, padding=1)
 
         for name, module in self.named_modules():
             if isinstance(module, Attention):
@@ -165,7 +133,7 @@ class UNet(nn.Module):
         skips = [self.conv_in(x_t)]
         for level in self.down_blocks:
             skips += level(skips[-1], time, text, edits)
-        h = self.mid_block(skips[-1], time, text, edits)
+        h = self.mid_block(skips[-1], time, text, edits)[-1]
         for level in self.up_blocks:
             h = level(h, [skips.pop() for _ in range(self.blocks_up)], time, text, edits)
         return self.conv_out(F.silu(self.conv_norm_out(h)))

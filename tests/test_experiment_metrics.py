@@ -12,7 +12,7 @@ from PIL import Image
 from test_metrics import BENCH, CLIP, CPU, JUDGE, clip_folder, judge_folder, make_run, metric, randomise  # noqa: F401
 from torch import Tensor
 
-from experiments import sample
+from experiments import drawing
 from experiments.cli import CONF
 from experiments.evaluate import evaluate
 from experiments.judge import load_judge
@@ -82,9 +82,9 @@ def test_effective_scale_of_a_run_draws_its_pictures_again(tmp_path: Path, tiny_
     ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("sample", [*asked, "prompt=a cat", "guidance.scale=2.5"])
-    job = sample.prepare(cfg)
+    job = drawing.prepare(cfg)
     with Logger(cfg.logger, job.settings, tmp_path) as logger:
-        sample.draw(job, tmp_path, logger)
+        drawing.draw(job, tmp_path, logger)
     found = evaluate(tmp_path, metric("effective_scale", pictures=3), BENCH)["effective_scale"]
     assert found["value"] == pytest.approx(2.5, rel=1e-4)
     assert found["count"] == len(found["per_image"]) == 3

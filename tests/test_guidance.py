@@ -85,6 +85,39 @@ def test_every_guidance_in_one_batch_equals_separate_passes(unet: UNet) -> None:
             assert relative(eps_of(unet, guidance, step), separate) < 1e-5
 
 
+def test_branches_split_for_memory_give_the_same(unet: UNet) -> None:
+    rows: list[int] = []
+
+    def counted(x: Tensor, t: int, text: Tensor, edits: list[AttentionEdit | None]) -> Tensor:
+        rows.append(len(x))
+        return unet(x, t, text, edits)
+
+    words = SegmentationFree(cfg_steps=0, candidates="words")  # whose edit has one mask per image
+    for guidance in (ClassifierFree(), words):
+        whole = eps_of(unet, guidance, STEPS[9])
+        for max_batch, expected in [(None, [4]), (4, [4]), (3, [2, 2]), (1, [2, 2])]:  # a branch is never cut
+            rows.clear()
+            split = guided(counted, guidance, TEXTS, max_batch)(NOISE, STEPS[9])
+            assert rows == expected
+            assert relative(split, whole) < 1e-5
+
+
+def test_the_network_sees_the_same_text_in_every_step(unet: UNet) -> None:
+    """So that it need not read it anew; and what it keeps of one text is never taken for another's."""
+    shown: list[Tensor] = []
+
+    def predict(x: Tensor, t: int, text: Tensor, edits: list[AttentionEdit | None]) -> Tensor:
+        shown.append(text)
+        return unet(x, t, text, edits)
+
+    stages = Multistage([Stage("a dragon", 4), Stage("a fish", 6)], Interval(ClassifierFree(3), 0.2, 0.8))
+    denoise, fresh = guided(predict, stages, TEXTS), as_eps(unet, "eps", SCHEDULE.alpha_bar)
+    for step in STEPS:
+        anew = guided(lambda x, t, text, edits: fresh(x, t, text.clone(), edits), stages, TEXTS)
+        assert torch.equal(denoise(NOISE, step), anew(NOISE, step))
+    assert [i for i in range(1, 10) if shown[i] is not shown[i - 1]] == [2, 4, 8]
+
+
 def edited(unet: UNet, step: Step, change) -> Tensor:
     """The U-Net with `change(weights, site)` applied to cross-attention, by replacing the softmax of its layers."""
     return unet(NOISE, step.t, TEXTS.cond.embedding, [AttentionEdit(change)])

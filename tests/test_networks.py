@@ -1,5 +1,6 @@
 """Each network against diffusers, transformers and open_clip on the same random weights; and what edits may change."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -17,13 +18,15 @@ from reference import (
 )
 from torch import Tensor, nn
 
-from ldm import attention, autoencoder, names, unet
+from guidance.edits import scale_strongest
+from ldm import attention, autoencoder, layers, names
 from ldm.attention import AttentionEdit, Site
 from ldm.autoencoder import Autoencoder
 from ldm.config import SD1, SD1_INPAINTING, SD2, ModelConfig, TextEncoderConfig
 from ldm.text import TextEncoder
 from ldm.unet import UNet
 
+COMPILER = shutil.which("g++") or shutil.which("clang++")
 TINY = {
     "sd1": TINY_SD1,
     "sd2": TINY_SD2,
@@ -139,8 +142,8 @@ def test_resblock_norm_epsilon() -> None:
     from diffusers.models.resnet import ResnetBlock2D
 
     for ours, eps in (
-        (unet.ResBlock(32, 64, 48, 32), 1e-5),
-        (autoencoder.ResBlock(32, 64, 32), 1e-6),
+        (layers.ResBlock(32, 64, 32, 1e-5, 48), 1e-5),
+        (layers.ResBlock(32, 64, 32, 1e-6), 1e-6),
     ):
         width = 48 if eps == 1e-5 else None
         theirs = randomize(ResnetBlock2D(in_channels=32, out_channels=64, temb_channels=width, eps=eps, groups=32))
@@ -165,6 +168,21 @@ def test_output_norm_epsilon() -> None:
         if name.endswith("conv_norm_out") and isinstance(module, nn.GroupNorm)
     }
     assert norms == {"conv_norm_out": 1e-5, "encoder.conv_norm_out": 1e-6, "decoder.conv_norm_out": 1e-6}
+
+
+def test_fast_layers_are_torch_s() -> None:
+    """On both sides of the size where a convolution becomes one product, and with gradients."""
+    for kernel, stride, padding, size in [(3, 1, 1, 2), (3, 1, 1, 9), (3, 2, 1, 4), (3, 2, 0, 5), (1, 1, 0, 6)]:
+        fast = randomize(layers.Conv2d(32, 64, kernel, stride=stride, padding=padding))
+        plain = nn.Conv2d(32, 64, kernel, stride=stride, padding=padding)
+        plain.load_state_dict(fast.state_dict())
+        x = noise(2, 32, size, size + 1)
+        assert relative(fast(x), plain(x)) < 1e-6
+        assert relative(fast.requires_grad_(True)(x), plain(x)) < 1e-6
+    fast = randomize(layers.Linear(32, 64))
+    assert relative(fast(noise(2, 5, 32)), nn.functional.linear(noise(2, 5, 32), fast.weight, fast.bias)) < 1e-6
+    fast.requires_grad_(True)(noise(2, 5, 32)).sum().backward()
+    assert fast.weight.grad is not None
 
 
 def test_numbers_of_parameters() -> None:
@@ -198,6 +216,45 @@ def test_one_timestep_per_row_equals_one_for_all(net: UNet) -> None:
 def test_rows_do_not_mix(net: UNet) -> None:
     apart = torch.cat([net(x[None], 500, text[None]) for x, text in zip(X, TEXT, strict=True)])
     assert relative(net(X, 500, TEXT), apart) < 1e-5
+
+
+def test_a_text_is_read_once_while_it_lives(net: UNet) -> None:
+    layers = [module for module in net.modules() if isinstance(module, attention.Attention) and module.kind == "cross"]
+    text, other = TEXT.clone(), TEXT.flip(0)
+    first, of_other = net(X, 500, text), net(X, 500, other)
+    assert relative(first, of_other) > 1e-3
+    assert torch.equal(net(X, 500, text), first)
+    kept = [layer.read for layer in layers]
+    net(X, 100, text)
+    assert all(layer.read is before for layer, before in zip(layers, kept, strict=True))
+    text.copy_(other)  # written into: read again
+    assert torch.equal(net(X, 500, text), of_other)
+    del text, kept
+    assert all(layer.read is None for layer in layers)
+    layers[0].to_k.weight.requires_grad_(True)
+    net(X, 500, other)
+    assert layers[0].read is None
+    layers[0].to_k.weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "aot_eager",
+        pytest.param("inductor", marks=[pytest.mark.slow, pytest.mark.skipif(not COMPILER, reason="no g++")]),
+    ],
+)
+def test_compiled_whole_and_once(net: UNet, backend: str) -> None:
+    """No graph break, edits included; and neither another timestep nor another edit of a kind compiles anew."""
+    torch.compiler.reset()
+    compiled = torch.compile(net, fullgraph=True, backend=backend)
+    with torch.inference_mode():
+        for edits in ([None, None], [None, "push out"]):
+            for i, t in enumerate((900, 500, 1)):
+                push_out = scale_strongest(-10.0) if edits[1] else None
+                with torch.compiler.set_stance("default" if i == 0 else "fail_on_recompile"):
+                    got = compiled(X, torch.full((6,), t), TEXT, [None, push_out])
+                assert relative(got, net(X, t, TEXT, [None, push_out])) < 1e-5
 
 
 def test_identity_edit_equals_none(net: UNet) -> None:

@@ -85,6 +85,32 @@ def test_same_seed_in_batches_of_1_3_and_8(sample: Sample, tmp_path: Path) -> No
             assert (pixels(tmp_path / str(size), name) - pixels(tmp_path / "8", name)).abs().max() <= 1
 
 
+def test_deterministic_bits_whatever_the_batch(sample: Sample, tmp_path: Path) -> None:
+    asked = ["prompt=x", "seeds=[0,1,2,3,4,5,6,7]", "deterministic=true", "save_latents=true", "sampler.eta=1"]
+    for size in (1, 3, 8):
+        assert sample(tmp_path / str(size), *asked, f"batch_size={size}").status == 0
+    digests = [[record["sha256"] for record in lines(tmp_path / str(size))] for size in (1, 3, 8)]
+    assert digests[0] == digests[1] == digests[2]
+    assert len(set(digests[0])) == 8
+    latents = [load_file(tmp_path / str(size) / "latents.safetensors") for size in (1, 3, 8)]
+    assert all(torch.equal(latents[0][key], other[key]) for other in latents for key in ("x_T", "x_0"))
+    noise = f"noise={tmp_path / '8' / 'latents.safetensors'}"
+    assert sample(tmp_path / "noise", *asked[:-1], "batch_size=3", noise).status == 0
+
+
+def test_max_batch_changes_no_picture(sample: Sample, tmp_path: Path) -> None:
+    for name, *asked in [("a",), ("b", "max_batch=2")]:
+        assert sample(tmp_path / name, "prompt=x", "seeds=[0,1]", "save_latents=true", *asked).status == 0
+    a, b = (load_file(tmp_path / name / "latents.safetensors")["x_0"] for name in "ab")
+    assert (a - b).norm() < 1e-4 * a.norm()
+    assert "max_batch=0: must be" in sample(tmp_path / "c", "prompt=x", "max_batch=0").err
+
+
+def test_help_does_without_torch() -> None:
+    program = "import sys, experiments.sample; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
 def test_order_of_prompts_and_seeds_and_noise_file(sample: Sample, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.csv"
     prompts.write_text('prompt,negative_prompt\n"a cat, sitting",\na dog,blurry\n')

@@ -1,0 +1,151 @@
+"""python -m experiments.benchmark.growth: how time and memory grow, and how near a few steps come to many.
+
+Ours alone: sampling against steps, batch, resolution, stages and branches, each with the others at their least; and the
+distance of DDIM's and DPM-Solver++'s latents to those of 250 DDIM steps. Writes growth.json and growth.png to --out.
+Time is the least of the repeats. Memory is a fresh process's peak (on a GPU: torch's), and only with --memory.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from experiments.benchmark import fresh, sides
+from experiments.benchmark.__main__ import conditions
+from experiments.benchmark.timing import interleaved
+from guidance import Branch, ClassifierFree, Guidance, Multistage, Stage, guided
+from ldm import LatentDiffusion
+from ldm.text import Texts
+from samplers import Schedule, Step, as_eps, ddim, dpmpp_2m
+
+STEPS = 8  # of sampling, where something else grows
+SCALE = 3.0  # moderate, since the distance to many steps grows with it
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A guidance of n branches, all of them the prompt's."""
+
+    n: int
+
+    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
+        return {"cond" if k == 0 else f"again {k}": Branch(texts.cond) for k in range(self.n)}
+
+    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
+        return eps["cond"]
+
+
+def stages(n: int) -> Guidance:
+    return Multistage(tuple(Stage(f"a fish {k}", STEPS // n) for k in range(n)), ClassifierFree(SCALE))
+
+
+@torch.inference_mode()
+def times(model: LatentDiffusion, resolutions: list[int], repeats: int) -> dict[str, dict[int, float]]:
+    """Seconds of sampling by what grows, and how far."""
+    one, plain, size = model.latent_shape(resolutions[0], resolutions[0]), ClassifierFree(SCALE), resolutions[0]
+
+    def sampling(guidance: Guidance, shape: tuple[int, ...], steps: int) -> Callable[[], Tensor]:
+        x_T = torch.randn(shape, device=model.device)
+        return lambda: sides.latents(model, model.unet, guidance, x_T, ["a fish"] * len(x_T), steps)
+
+    calls = {("steps", n): sampling(plain, (1, *one), n) for n in (4, 8, 16, 32)}
+    calls |= {("batch", n): sampling(plain, (n, *one), STEPS) for n in (1, 2, 4, 8)}
+    calls |= {("resolution", n): sampling(plain, (1, *model.latent_shape(n, n)), STEPS) for n in resolutions}
+    calls |= {("stages", n): sampling(stages(n), (1, *one), STEPS) for n in (1, 2, 4, 8)}
+    calls |= {("branches", n): sampling(Passes(n), (1, *one), STEPS) for n in (1, 2, 3, 4)}
+    took = interleaved({f"{what} {n} of {size}": call for (what, n), call in calls.items()}, repeats)
+    found: dict[str, dict[int, float]] = {}
+    for what, n in calls:
+        found.setdefault(what, {})[n] = took[f"{what} {n} of {size}"].least
+    return found
+
+
+def memory(path: Path, pixels: int, cells: int, device: str, most: int) -> dict[str, dict[int, float]]:
+    """Bytes at the peak of a fresh process, against batch and resolution (in multiples of the least)."""
+
+    def peak(batch: int, scale: int) -> float:
+        asked = {"dtype": "float32", "device": device, "batch": batch, "steps": 1}
+        asked |= {"pixels": pixels * scale, "cells": cells * scale}
+        return fresh.measures("memory", path, asked, Path())["peak memory"][1]["ours"]()
+
+    return {
+        "memory, batch": {n: peak(n, 1) for n in (1, 2, 4, 8)},
+        "memory, resolution": {pixels * n: peak(1, n) for n in range(1, most // pixels + 1)},
+    }
+
+
+@torch.inference_mode()
+def distances(model: LatentDiffusion, counts: list[int], seeds: int = 8) -> dict[str, dict[int, float]]:
+    """Root mean square of the latents' difference from 250-step DDIM's, relative to theirs, by U-Net evaluations."""
+    config = model.config.schedule
+    schedule = Schedule(config.num_timesteps, config.kind, config.beta_start, config.beta_end)
+    x_T = torch.randn((seeds, *model.latent_shape(*[model.config.image_size] * 2)), generator=torch.manual_seed(0))
+    texts = model.texts([sides.PROMPT] * seeds)
+    denoise = guided(as_eps(model.unet, config.prediction, schedule.alpha_bar), ClassifierFree(SCALE), texts)
+
+    def ends(sampler: Callable[..., Any], n: int) -> Tensor:
+        *_, (_, x_t, _) = sampler(denoise, x_T.to(model.device), schedule.steps(n), schedule.alpha_bar, final=1.0)
+        return x_t
+
+    many = ends(ddim, 250)
+    by_name: dict[str, Callable[..., Any]] = {"ddim": ddim, "dpmpp_2m": dpmpp_2m}
+    return {
+        name: {n: ((ends(sampler, n) - many).norm() / many.norm()).item() for n in counts}
+        for name, sampler in by_name.items()
+    }
+
+
+def figure(found: dict[str, dict[int, float]]) -> Figure:
+    """A panel per quantity, with logarithmic axes: what grows in proportion is a slope of 1, what is free is flat."""
+    distances = {name: found[name] for name in ("ddim", "dpmpp_2m")}
+    panels = {name: {name: values} for name, values in found.items() if name not in distances}
+    panels["distance to 250 DDIM steps"] = distances
+    drawn = Figure(figsize=(3.2 * len(panels), 3), layout="constrained")
+    for axes, (name, lines) in zip(drawn.subplots(1, len(panels)), panels.items(), strict=True):
+        for label, values in lines.items():
+            axes.loglog(list(values), list(values.values()), marker="o", label=label)
+            axes.set_xticks(list(values), [str(n) for n in values])
+        axes.minorticks_off()
+        unit = "relative rms" if len(lines) > 1 else "bytes" if name.startswith("memory") else "seconds"
+        axes.set(title=name, ylabel=unit, xlabel="evaluations per branch" if len(lines) > 1 else name)
+        axes.grid(alpha=0.3)
+        if len(lines) > 1:
+            axes.legend()
+    return drawn
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark.growth", description=__doc__)
+    parser.add_argument("--size", choices=sides.SIZES, default="emoji")
+    parser.add_argument("--resolutions", nargs="+", type=int, help="pixels; by default 1 to 4 times the size's own")
+    parser.add_argument("--counts", nargs="+", type=int, default=[5, 10, 15, 20, 30, 50, 100])
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
+    args = parser.parse_args()
+    name, pixels = sides.SIZES[args.size]
+    resolutions = args.resolutions or [pixels * n for n in (1, 2, 3, 4)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = sides.folder_of(name, Path(folder))
+        model = sides.load(path, torch.float32, args.device)
+        found = times(model, resolutions, args.repeats)
+        if args.memory:
+            found |= memory(path, pixels, pixels // sides.DOWNSCALE[name], args.device, resolutions[-1])
+        found |= distances(model, args.counts)
+    args.out.mkdir(parents=True, exist_ok=True)
+    said = {"conditions": conditions(args), "size": args.size, **found}
+    (args.out / "growth.json").write_text(json.dumps(said, indent=1) + "\n")
+    figure(found).savefig(args.out / "growth.png", dpi=100)
+    print(json.dumps(said, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The two sides of the benchmark on one diffusers folder: our networks and loop, and diffusers' pipeline."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guidance import ClassifierFree, Guidance, guided
+from ldm import LatentDiffusion, checkpoint, load_model
+from ldm.config import SD1, ModelConfig
+from ldm.model import EMBEDDED
+from samplers import Schedule, as_eps, ddim
+
+SCALE = 7.5
+PROMPT = "a cat next to a dog on a blue background"
+SHAPES = {"sd15": SD1}  # drawn at random; other names are embedded models
+SIZES = {"emoji": ("emoji", 64), "sd15_256": ("sd15", 256), "sd15_512": ("sd15", 512)}  # model, pixels
+DOWNSCALE = {"emoji": 4, "sd15": 8}
+
+Decode = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one side does, as functions of tensors and prompts alone."""
+
+    name: str
+    unet: Callable[[Tensor, int, Tensor], Tensor]  # x_t [B, C, h, w], t, text [B, 77, D]
+    sample: Callable[[Tensor, list[str], int], Tensor]  # x_T, prompts, steps -> pictures [B, 3, H, W] in [0, 1]
+    decode: Decode
+    text: Callable[[list[str]], Tensor]
+
+
+def write_weights(config: ModelConfig, path: Path) -> None:
+    """A diffusers folder of random 16-bit weights: std 0.02, norms about 1, so that nothing overflows."""
+    torch.manual_seed(0)
+    networks = checkpoint.build(config)
+    for network in networks:
+        state = {}
+        for name, p in network.state_dict().items():
+            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            state[name] = torch.empty(p.shape).normal_(centre, 0.02).bfloat16()
+        network.load_state_dict(state, assign=True)
+    checkpoint.write_folder(LatentDiffusion(*networks, config), path)
+
+
+def folder_of(model: str, folder: Path) -> Path:
+    """The diffusers folder of an embedded model, or of a shape, which is written below `folder` the first time."""
+    if model in EMBEDDED:
+        return EMBEDDED[model]
+    if not (folder / model).exists():
+        write_weights(SHAPES[model], folder / model)
+    return folder / model
+
+
+def compiled(function: Any, wanted: bool) -> Any:
+    """torch.compile for either side alike: inductor, and CUDA graphs on a GPU."""
+    mode = "reduce-overhead" if torch.cuda.is_available() else "default"
+    return torch.compile(function, mode=mode) if wanted else function
+
+
+def ours(model: LatentDiffusion, compile: bool) -> Side:
+    unet, decode = compiled(model.unet, compile), compiled(model.autoencoder.decode, compile)
+
+    def sample(x_T: Tensor, prompts: list[str], steps: int) -> Tensor:
+        x_0 = latents(model, unet, ClassifierFree(SCALE), x_T, prompts, steps)
+        return (decode(x_0.to(model.unet.conv_in.weight.dtype)).float() / 2 + 0.5).clamp(0, 1)
+
+    return Side("ours", unet, sample, decode, lambda prompts: model.encode_text(prompts).embedding)
+
+
+def latents(
+    model: LatentDiffusion, unet: Any, guidance: Guidance, x_T: Tensor, prompts: list[str], steps: int
+) -> Tensor:
+    """x_0 of DDIM sampling under a guidance, as `experiments.sample` does it."""
+    config = model.config.schedule
+    schedule = Schedule(config.num_timesteps, config.kind, config.beta_start, config.beta_end)
+    denoise = guided(as_eps(unet, config.prediction, schedule.alpha_bar), guidance, model.texts(prompts))
+    for _, x_t, _ in ddim(denoise, x_T, schedule.steps(steps), schedule.alpha_bar):  # noqa: B007
+        pass
+    return x_t
+
+
+def pipeline(path: Path, dtype: torch.dtype, device: str) -> Any:
+    """diffusers' pipeline, with the sampler that ours runs."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(path, torch_dtype=dtype, local_files_only=True, safety_checker=None)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def theirs(path: Path, dtype: torch.dtype, device: str, compile: bool, tuned: bool) -> Side:
+    """diffusers as it comes, or `tuned`: channels-last, fused projections (its attention is the fused one anyhow)."""
+    pipe = pipeline(path, dtype, device)
+    if tuned:
+        pipe.fuse_qkv_projections()
+        pipe.unet.to(memory_format=torch.channels_last)
+        pipe.vae.to(memory_format=torch.channels_last)
+    pipe.unet, pipe.vae.decode = compiled(pipe.unet, compile), compiled(pipe.vae.decode, compile)
+
+    def sample(x_T: Tensor, prompts: list[str], steps: int) -> Tensor:
+        asked = {"num_inference_steps": steps, "guidance_scale": SCALE, "output_type": "pt"}
+        return pipe(prompts, latents=x_T.to(dtype), **asked).images
+
+    def text(prompts: list[str]) -> Tensor:
+        ids = pipe.tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt")
+        return pipe.text_encoder(ids.input_ids.to(device))[0]
+
+    return Side(
+        "diffusers, tuned" if tuned else "diffusers",
+        lambda x, t, text: pipe.unet(x, t, text, return_dict=False)[0],
+        sample,
+        lambda z: pipe.vae.decode(z / pipe.vae.config.scaling_factor, return_dict=False)[0],
+        text,
+    )
+
+
+def load(path: Path, dtype: torch.dtype, device: str) -> LatentDiffusion:
+    return load_model(path, dtype=dtype, device=device)

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -24,7 +23,7 @@ from experiments.evaluate import described, evaluate, store
 from experiments.logger import Logger
 from experiments.metrics import Bench
 from experiments.metrics.estimates import Bootstrap
-from experiments.sweeps import Begun
+from experiments.sweeps import Begun, overrides
 from samplers import ImageNoise
 
 DRAWN = (  # what of the config the sampling verb knows
@@ -74,11 +73,9 @@ def swept(params: DictConfig | None, record: Path | None) -> dict[str, str]:
 
     They are the experiment's own, `hydra.sweeper.params`, and those of the command line, in Hydra's record of it.
     """
-    overrides = [f"{key}={value}" for key, value in (plain(params) or {}).items()]
-    if record is not None:
-        overrides += OmegaConf.load(record).hydra.overrides.task
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    return {o.get_key_element(): o.package or o.key_or_group for o in parsed if o.is_sweep_override()}
+    typed = [] if record is None else OmegaConf.load(record).hydra.overrides.task
+    found = overrides(plain(params), typed)
+    return {o.get_key_element(): o.package or o.key_or_group for o in found if o.is_sweep_override()}
 
 
 def enter(sweep: Path, cfg: DictConfig, axes: list[str], command: str) -> None:

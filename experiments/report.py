@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import QuotedString
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +23,7 @@ from experiments import cli, report_figures, runs
 from experiments.claims import verdicts
 from experiments.metrics.folders import UNREADABLE, read
 from experiments.report_figures import Drawn, ordered, others, said, short, shown, spread
-from experiments.sweeps import Axes, Cell, Sweep, open_sweep
+from experiments.sweeps import Axes, Cell, Sweep, open_sweep, overrides
 
 THUMBNAIL, SHEET = 256, 1400  # pixels of the longer side, at most
 LOSSLESS = 96  # pictures no larger than this keep every pixel
@@ -147,11 +146,10 @@ def not_begun(sweep: Sweep) -> list[Cell]:
     if not record.is_file():
         return []
     hydra = OmegaConf.load(record).hydra
-    overrides = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
-    parsed = OverridesParser.create().parse_overrides([*overrides, *hydra.overrides.task])
+    parsed = overrides(hydra.sweeper.get("params"), hydra.overrides.task)
     swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
     choices: dict[str, list[Any]] = {}
-    for o in parsed:  # a later one holds
+    for o in parsed:
         if o.get_key_element() in swept:
             values = list(o.sweep_iterator()) if o.is_sweep_override() else [o.value()]
             choices[o.get_key_element()] = [v.text if isinstance(v, QuotedString) else v for v in values]

@@ -1,11 +1,13 @@
 """A sweep's folder as experiments.ablate leaves it, finished or not."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -84,6 +86,12 @@ def cells(folder: Path) -> Iterator[Cell]:
         error = failed.read_text(encoding="utf-8").strip() if failed.is_file() else None
         missing = told.get("unmeasured", {})  # a cell that is not done yet has none
         yield Cell(path.parent, told["name"], told["axes"], results, tuple(records), error, missing)
+
+
+def overrides(params: dict[str, Any] | None, typed: Sequence[str]) -> list[Override]:
+    """Those of an experiment's own sweep, `hydra.sweeper.params`, then those of the command line; a later one holds."""
+    own = [f"{key}={value}" for key, value in (params or {}).items()]
+    return OverridesParser.create().parse_overrides([*own, *typed])
 
 
 def by_numbers(cell: Cell) -> list[tuple[bool, float]]:

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import ablate, build
+from experiments import ablate, build, sweeps
 from experiments.claims import SIGNS
 from experiments.cli import CONF
 from samplers import Schedule
@@ -30,7 +29,7 @@ def composed(name: str, subject: str, *overrides: str) -> DictConfig:
 def cells(name: str) -> list[list[str]]:
     """Overrides in which each value of each axis comes once."""
     params = OmegaConf.to_container(composed(name, "emoji").hydra.sweeper.params)
-    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    parsed = sweeps.overrides(params, [])
     axes = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in parsed]
     first = [values[0] for values in axes]
     return [first] + [[*first[:i], v, *first[i + 1 :]] for i, values in enumerate(axes) for v in values[1:]]

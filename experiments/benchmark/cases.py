@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments import build
 from experiments.benchmark import fresh, sides
 from experiments.benchmark.sides import DOWNSCALE, PROMPT, SCALE, SIZES, Side
 from experiments.benchmark.timing import Timing, interleaved, rounds
@@ -130,7 +131,7 @@ def call(case: str, side: Side, plan: Plan) -> Callable[[], Tensor]:
 
 def guidances(plan: Plan, model: LatentDiffusion) -> Iterator[Row]:
     """Segmentation-free and multistage sampling against classifier-free, all ours: 1 means at no additional cost."""
-    unet, x_T, half = sides.compiled(model.unet, plan.compile), first_draw(plan), plan.steps // 2
+    unet, x_T, half = build.network(model.unet, plan.compile), first_draw(plan), plan.steps // 2
     stages = Stage(PROMPT, half), Stage("a fish", plan.steps - half)
     by_name: dict[str, Guidance] = {
         "classifier-free": ClassifierFree(SCALE),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from experiments import build
 from guidance import ClassifierFree, Guidance, guided
 from ldm import LatentDiffusion, checkpoint, load_model
 from ldm.config import SD1, ModelConfig
@@ -57,19 +58,22 @@ def folder_of(model: str, folder: Path) -> Path:
 
 
 def compiled(function: Any, wanted: bool) -> Any:
-    """torch.compile for either side alike: inductor, and CUDA graphs on a GPU."""
+    """torch.compile: inductor, and CUDA graphs on a GPU, as `experiments.build.network` compiles our U-Net."""
     mode = "reduce-overhead" if torch.cuda.is_available() else "default"
     return torch.compile(function, mode=mode) if wanted else function
 
 
 def ours(model: LatentDiffusion, compile: bool) -> Side:
-    unet, decode = compiled(model.unet, compile), compiled(model.autoencoder.decode, compile)
+    unet, decode = build.network(model.unet, compile), compiled(model.autoencoder.decode, compile)
 
     def sample(x_T: Tensor, prompts: list[str], steps: int) -> Tensor:
         x_0 = latents(model, unet, ClassifierFree(SCALE), x_T, prompts, steps)
         return (decode(x_0.to(model.unet.conv_in.weight.dtype)).float() / 2 + 0.5).clamp(0, 1)
 
-    return Side("ours", unet, sample, decode, lambda prompts: model.encode_text(prompts).embedding)
+    def text(prompts: list[str]) -> Tensor:
+        return model.encode_text(prompts).embedding
+
+    return Side("ours", lambda x, t, text: unet(x, t, text, ()), sample, decode, text)
 
 
 def latents(

@@ -1,6 +1,7 @@
 """What the emoji world's judge finds in pictures of what their prompts ask for."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from experiments.judge import WEIGHTS, JudgeConfig, Verdict, load_judge
+from experiments.judge import WEIGHTS, Judge, JudgeConfig, Verdict, load_judge
 from experiments.metrics import Bench, Result
 from experiments.metrics.estimates import Estimate
 from experiments.metrics.features import judge_input, sha256
@@ -46,14 +47,11 @@ class JudgeMetric:
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
         folder = Path(self.weights) if self.weights else WEIGHTS
         judge = load_judge(folder, bench.device)
-        side = judge.config.image_size
         asked = [parse((self.prompt,) if self.prompt else texts, judge.config) for texts in run.texts]
         if not any(asked):
             raise ValueError(f"no prompt names anything that the judge knows ({', '.join(judge.config.concepts)})")
         scores: list[dict[str, Any]] = []
-        for i in tqdm(range(0, len(asked), bench.batch_size), desc="judge", leave=False):
-            images = [to_tensor(read(path))[None] for path in run.pictures.files[i : i + bench.batch_size]]
-            verdict = judge(torch.cat([judge_input(image, side) for image in images]).to(bench.device))
+        for i, verdict in verdicts(judge, run, bench):
             some = asked[i : i + bench.batch_size]
             scores += [judged(verdict, b, objects, judge.config) for b, objects in enumerate(some)]
 
@@ -76,6 +74,14 @@ class JudgeMetric:
         per_image = [{"file": r["file"], **score} for r, score in zip(run.records, scores, strict=True)]
         about = {"judge": {"weights_sha256": sha256(folder / "model.safetensors"), **asdict(judge.config)}}
         return Result(value, details, per_image, about, [*silent(asked), *certain({"judge": value, **details})])
+
+
+def verdicts(judge: Judge, run: FinishedRun, bench: Bench) -> Iterator[tuple[int, Verdict]]:
+    """Batches of a run's pictures before the judge: the index of the first, and what is found."""
+    for i in tqdm(range(0, len(run.pictures.files), bench.batch_size), desc="judge", leave=False):
+        images = [to_tensor(read(path))[None] for path in run.pictures.files[i : i + bench.batch_size]]
+        pixels = torch.cat([judge_input(image, judge.config.image_size) for image in images])
+        yield i, judge(pixels.to(bench.device))
 
 
 def parse(texts: tuple[str, ...], config: JudgeConfig) -> list[Asked]:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from experiments.judge import WEIGHTS, load_judge
 from experiments.metrics import Bench, Result
-from experiments.metrics.features import judge_input, sha256
-from experiments.metrics.folders import FinishedRun, read, to_tensor
+from experiments.metrics.features import sha256
+from experiments.metrics.folders import FinishedRun
+from experiments.metrics.judge import verdicts
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,7 @@ class ObjectShares:
             raise ValueError(f"objects={self.objects}: must be two of {', '.join(concepts)}")
         one, two = (concepts.index(name) for name in self.objects)
         per_image = []
-        files = run.pictures.files
-        for i in tqdm(range(0, len(files), bench.batch_size), desc="object_shares", leave=False):
-            images = [to_tensor(read(path))[None] for path in files[i : i + bench.batch_size]]
-            verdict = judge(torch.cat([judge_input(x, judge.config.image_size) for x in images]).to(bench.device))
+        for _, verdict in verdicts(judge, run, bench):
             labels = verdict.labels.argmax(dim=1)
             areas = torch.stack([(labels == 1 + k).sum(dim=(1, 2)) for k in (one, two)]).tolist()
             found = (verdict.presence[:, [one, two]] > 0).tolist()

@@ -80,7 +80,7 @@ def network(unet: UNet, compile: bool) -> Network:
 
     def network(x_t: Tensor, t: int, text: Tensor, edits: Sequence[AttentionEdit | None] = ()) -> Tensor:
         # a number would be compiled in; and what a CUDA graph returns is overwritten by its next call
-        out = compiled(x_t, torch.full((len(x_t),), t, device=x_t.device), text, edits)
+        out = compiled(x_t, torch.full((1,), t, device=x_t.device), text, edits)
         return out.clone() if on_gpu else out
 
     return network

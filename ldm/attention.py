@@ -6,14 +6,14 @@ Letters of shapes: B rows (branches x images), K branches, H heads, P query patc
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from weakref import ref
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from ldm.layers import Conv2d, Linear, linear
+from ldm.layers import Conv2d, GroupNorm, Linear, linear
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         self.heads = heads
         self.kind = "self" if text_width is None else "cross"
         self.name = ""  # the U-Net fills it in
-        self.read: tuple[ref[Tensor], int, Tensor, Tensor] | None = None  # the last text: see keys_and_values
+        self.read = WeakTensorKeyDictionary()  # texts: see keys_and_values
         source = channels if text_width is None else text_width
         self.to_q = Linear(channels, channels, bias=False)
         self.to_k = Linear(source, channels, bias=False)
@@ -92,11 +92,11 @@ class Attention(nn.Module):
         """Both [B, H, L, c]. A text's are kept as long as that tensor lives, since sampling shows it in every step."""
         if self.kind == "self" or self.to_k.weight.requires_grad or torch.compiler.is_compiling():
             return split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
-        version = 0 if source.is_inference() else source._version  # counts what was written into it
-        if self.read is None or self.read[0]() is not source or self.read[1] != version:
-            k, v = split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
-            self.read = ref(source, lambda _: setattr(self, "read", None)), version, k, v
-        return self.read[2:]
+        seen = source, self.to_k.weight, self.to_v.weight
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in seen]  # count what is written to them
+        if source not in self.read or self.read[source][0] != versions:
+            self.read[source] = versions, split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
+        return self.read[source][1:]
 
 
 class GEGLU(nn.Module):
@@ -134,7 +134,7 @@ class SpatialTransformer(nn.Module):
 
     def __init__(self, channels: int, heads: int, text_width: int, linear_projection: bool, norm_groups: int):
         super().__init__()
-        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
+        self.norm = GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = Linear(channels, channels) if linear_projection else Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, text_width)])
         self.proj_out = Linear(channels, channels) if linear_projection else Conv2d(channels, channels, 1)

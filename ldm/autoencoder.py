@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.config import AutoencoderConfig
-from ldm.layers import Conv2d, Linear, ResBlock
+from ldm.layers import Conv2d, GroupNorm, Linear, ResBlock
 
 EPS = 1e-6  # of every GroupNorm in this file; the U-Net's residual blocks use 1e-5
 
@@ -20,7 +20,7 @@ class AttentionBlock(nn.Module):
 
     def __init__(self, channels: int, norm_groups: int):
         super().__init__()
-        self.group_norm = nn.GroupNorm(norm_groups, channels, eps=EPS)
+        self.group_norm = GroupNorm(norm_groups, channels, eps=EPS)
         self.to_q = Linear(channels, channels)
         self.to_k = Linear(channels, channels)
         self.to_v = Linear(channels, channels)
@@ -78,7 +78,7 @@ class Encoder(nn.Module):
                 level.downsample = Conv2d(width, width, 3, stride=2)
             self.down_blocks.append(level)
         self.mid_block = middle(width, groups)
-        self.conv_norm_out = nn.GroupNorm(groups, width, eps=EPS)
+        self.conv_norm_out = GroupNorm(groups, width, eps=EPS)
         self.conv_out = Conv2d(width, 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ class Decoder(nn.Module):
             if i > 0:
                 level.upsample = Conv2d(width, width, 3, padding=1)
             self.up_blocks.append(level)
-        self.conv_norm_out = nn.GroupNorm(groups, width, eps=EPS)
+        self.conv_norm_out = GroupNorm(groups, width, eps=EPS)
         self.conv_out = Conv2d(width, config.image_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

@@ -132,7 +132,7 @@ def fill(
         mapped = is_safetensors(path) or zipfile.is_zipfile(path)
         for key in sorted(by_key.keys() & tensors.keys()):
             for source in by_key[key]:
-                value = torch.empty(wanted[source].shape, dtype=dtype, device=device)
+                value = torch.empty_like(wanted[source], dtype=dtype, device=device)
                 values[source] = value.copy_(tensors[key].chunk(source.parts)[source.part].reshape(value.shape))
             touched += tensors[key].nbytes
             if mapped and touched > CHUNK:
@@ -168,11 +168,11 @@ def compare(
 
 
 def build(config: ModelConfig) -> Networks:
-    """The three networks on the meta device: their shapes only."""
+    """The three networks on the meta device: their shapes and layout only, convolutions being channels-last."""
     with torch.device("meta"):
         networks = UNet(config.unet), Autoencoder(config.autoencoder), TextEncoder(config.text)
     for network in networks:
-        network.eval().requires_grad_(False)
+        network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     return networks
 
 
@@ -392,25 +392,9 @@ def write_text(path: Path, content: str) -> None:
 
 
 def write_shards(tensors: dict[str, Tensor], folder: Path, stem: str, max_bytes: int | None) -> None:
-    shards: list[dict[str, Tensor]] = [{}]
-    room = max_bytes
-    for key, value in tensors.items():
-        if room is not None and max_bytes is not None:
-            if value.nbytes > room and shards[-1]:
-                shards.append({})
-                room = max_bytes
-            room -= value.nbytes
-        shards[-1][key] = value.contiguous()
-    if len(shards) == 1:
-        return save_file(shards[0], folder / f"{stem}.safetensors", metadata={"format": "pt"})
-    files = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    for file, shard in zip(files, shards, strict=True):
-        save_file(shard, folder / file, metadata={"format": "pt"})
-    index = {
-        "metadata": {"total_size": sum(value.nbytes for value in tensors.values())},
-        "weight_map": {key: file for file, shard in zip(files, shards, strict=True) for key in shard},
-    }
-    write_text(folder / f"{stem}.safetensors.index.json", json.dumps(index, indent=2))
+    folder.mkdir(parents=True, exist_ok=True)
+    pattern, most = f"{stem}{{suffix}}.safetensors", max_bytes or sum(value.nbytes for value in tensors.values())
+    huggingface_hub.save_torch_state_dict(tensors, folder, filename_pattern=pattern, max_shard_size=most)
 
 
 def tokenizer_files(pad_id: int, context: int) -> dict[str, str]:

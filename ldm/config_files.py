@@ -81,12 +81,13 @@ WORDS = {  # values with other names
     "activation": {"quick_gelu": "quick_gelu", "gelu": "gelu"},
     "spacing": {name: name for name in ("leading", "trailing", "linspace")},
 }
+# fmt: off
 # What our networks always do, as the value of diffusers' setting; and settings that do not concern us.
 UNET_FIXED = {
-    **{"act_fn": "silu", "addition_embed_type_num_heads": 64, "attention_type": "default", "conv_in_kernel": 3},
-    **{"conv_out_kernel": 3, "downsample_padding": 1, "dropout": 0.0, "flip_sin_to_cos": True, "freq_shift": 0},
-    **{"mid_block_scale_factor": 1, "mid_block_type": "UNetMidBlock2DCrossAttn", "norm_eps": 1e-5},
-    **{"resnet_out_scale_factor": 1.0, "resnet_time_scale_shift": "default", "time_embedding_type": "positional"},
+    "act_fn": "silu", "addition_embed_type_num_heads": 64, "attention_type": "default", "conv_in_kernel": 3,
+    "conv_out_kernel": 3, "downsample_padding": 1, "dropout": 0.0, "flip_sin_to_cos": True, "freq_shift": 0,
+    "mid_block_scale_factor": 1, "mid_block_type": "UNetMidBlock2DCrossAttn", "norm_eps": 1e-5,
+    "resnet_out_scale_factor": 1.0, "resnet_time_scale_shift": "default", "time_embedding_type": "positional",
     "transformer_layers_per_block": 1,
 }
 UNET_READ = {*UNET_FIELDS.values(), "down_block_types", "up_block_types", "sample_size", "upcast_attention"}
@@ -96,9 +97,10 @@ BLOCKS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2
 # Defaults where folders leave a setting out: it is younger than they are, or the library's own default.
 DIFFUSERS_DEFAULTS = {"use_linear_projection": False, "norm_num_groups": 32, "scaling_factor": 0.18215}
 SCHEDULER_DEFAULTS = {
-    **{"num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02},
-    **{"prediction_type": "epsilon", "steps_offset": 1},  # 1 is what Stable Diffusion's pipeline assumes
+    "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02,
+    "prediction_type": "epsilon", "steps_offset": 1,  # 1 is what Stable Diffusion's pipeline assumes
 }
+# fmt: on
 
 
 def ours(data: Json, table: Mapping[str, str], defaults: Json, where: str) -> dict[str, Any]:
@@ -188,36 +190,34 @@ def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """The JSON files of a diffusers folder, by their paths in it."""
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.unet.attention]
     levels = len(config.autoencoder.channels)
+    # fmt: off
     return {
         "model_index.json": {
             "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
-            **{"scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"]},
-            **{"tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"]},
-            **{"vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None]},
-            **{"feature_extractor": [None, None], "requires_safety_checker": False},
+            "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+            "vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None],
+            "feature_extractor": [None, None], "requires_safety_checker": False,
         },
         "unet/config.json": {
-            "_class_name": "UNet2DConditionModel",
-            **theirs(config.unet, UNET_FIELDS),
-            **{"sample_size": config.image_size // config.downscale, "down_block_types": down},
+            "_class_name": "UNet2DConditionModel", **theirs(config.unet, UNET_FIELDS),
+            "sample_size": config.image_size // config.downscale, "down_block_types": down,
             "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
         },
         "vae/config.json": {
-            "_class_name": "AutoencoderKL",
-            **theirs(config.autoencoder, VAE_FIELDS),
-            "out_channels": config.autoencoder.image_channels,
-            "sample_size": config.image_size,
-            **{"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels},
+            "_class_name": "AutoencoderKL", **theirs(config.autoencoder, VAE_FIELDS),
+            "out_channels": config.autoencoder.image_channels, "sample_size": config.image_size,
+            "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
         },
         "text_encoder/config.json": {
-            **{"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"},
-            **theirs(config.text, TEXT_FIELDS),
-            **{"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": config.text.pad_id},
+            "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **theirs(config.text, TEXT_FIELDS),
+            "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": config.text.pad_id,
         },
         "scheduler/scheduler_config.json": {
-            **{"_class_name": "DDIMScheduler", **theirs(config.schedule, SCHEDULE_FIELDS), "clip_sample": False}
+            "_class_name": "DDIMScheduler", **theirs(config.schedule, SCHEDULE_FIELDS), "clip_sample": False,
         },
     }
+    # fmt: on
 
 
 # --- single files -----------------------------------------------------------------------------------------------------
@@ -320,11 +320,13 @@ def to_yaml(config: ModelConfig) -> str:
 
 ENCODER_LAYERS = {"FrozenCLIPEmbedder": ("last",), "FrozenOpenCLIPEmbedder": ("last", "penultimate")}
 COMPVIS_UNET_FIXED = {"use_spatial_transformer": True, "transformer_depth": 1, "conv_resample": True, "dims": 2}
+# fmt: off
 COMPVIS_UNET_READ = {
-    *("in_channels", "out_channels", "model_channels", "channel_mult", "num_res_blocks", "attention_resolutions"),
-    *("num_heads", "num_head_channels", "context_dim", "use_linear_in_transformer"),
-    *("image_size", "use_checkpoint", "use_fp16", "legacy"),
+    "in_channels", "out_channels", "model_channels", "channel_mult", "num_res_blocks", "attention_resolutions",
+    "num_heads", "num_head_channels", "context_dim", "use_linear_in_transformer", "image_size", "use_checkpoint",
+    "use_fp16", "legacy",
 }
+# fmt: on
 COMPVIS_VAE_FIXED = {"double_z": True, "dropout": 0.0, "attn_resolutions": []}
 COMPVIS_VAE_READ = {"z_channels", "resolution", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks", "attn_type"}
 

@@ -142,12 +142,14 @@ def open_clip_source(name: str) -> Source:
     return Source(key) if part is None else Source(key, part, 3)
 
 
+# fmt: off
 SCHEDULE_BUFFERS = {
-    *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"),
-    *("log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"),
-    *("posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
-    *("logvar", "lvlb_weights"),
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
+    "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+    "logvar", "lvlb_weights",
 }
+# fmt: on
 CONSTANTS = ("position_ids", "text_projection", "text_projection.weight", "logit_scale", "attn_mask")
 
 

@@ -85,7 +85,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Text:
-    """Encoded prompts, the U-Net's condition: embedding [B, L, D], and the token spans of each prompt's words."""
+    """The U-Net's condition: embedding [B, L, D], read once and so never to be written into, and the words' spans."""
 
     embedding: Tensor
     spans: tuple[tuple[Span, ...], ...] = ()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ldm.attention import Attention, Edits, SpatialTransformer
 from ldm.config import UNetConfig
-from ldm.layers import Conv2d, Linear, ResBlock
+from ldm.layers import Conv2d, GroupNorm, Linear, ResBlock
 
 
 class TimeEmbedding(nn.Module):
@@ -121,7 +121,7 @@ class UNet(nn.Module):
             self.up_blocks.append(UpLevel(resnets, transformers(i, self.blocks_up), upsample))
             width = c[i]
 
-        self.conv_norm_out = nn.GroupNorm(config.norm_groups, c[0], eps=1e-5)
+        self.conv_norm_out = GroupNorm(config.norm_groups, c[0], eps=1e-5)
         self.conv_out = Conv2d(c[0], config.out_channels, 3, padding=1)
 
         for name, module in self.named_modules():
@@ -129,7 +129,7 @@ class UNet(nn.Module):
                 module.name = name
 
     def forward(self, x_t: Tensor, t: int | Tensor, text: Tensor, edits: Edits = ()) -> Tensor:
-        time = self.time_embedding(torch.as_tensor(t, device=x_t.device).expand(len(x_t)))
+        time = F.silu(self.time_embedding(torch.as_tensor(t, device=x_t.device).reshape(-1)))
         skips = [self.conv_in(x_t)]
         for level in self.down_blocks:
             skips += level(skips[-1], time, text, edits)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY
+from reference import tiny_model
 
 from experiments.benchmark import __main__, fresh, growth, sides
 from experiments.benchmark.timing import Timing, interleaved, rounds
@@ -75,13 +76,21 @@ def test_a_fresh_process_measures_loading_and_memory(tiny_folder: Path) -> None:
 
 
 def test_growth(monkeypatch: pytest.MonkeyPatch, tiny_size: None, tmp_path: Path) -> None:
-    asked = ["--size", "tiny", "--repeats", "1", "--counts", "2", "125", "--resolutions", "16", "32"]
+    asked = ["--size", "tiny", "--repeats", "1", "--steps", "4", "--counts", "2", "125", "--resolutions", "16", "32"]
     monkeypatch.setattr(sys, "argv", ["growth", *asked, "--out", str(tmp_path)])
     growth.main()
-    found = json.loads((tmp_path / "growth.json").read_text())
-    assert {"steps", "batch", "resolution", "stages", "branches"} <= set(found)
-    assert found["ddim"]["125"] < found["ddim"]["2"]
-    assert (tmp_path / "growth.png").stat().st_size > 1000
+    found = json.loads((tmp_path / "growth_tiny.json").read_text())
+    assert list(found["steps"]) == ["2", "4", "8", "16"] and list(found["stages"]) == ["1", "2", "4"]
+    assert {"batch", "resolution", "branches"} <= set(found)
+    assert "ddim" not in found  # random weights: the way to 250 steps says nothing
+    assert (tmp_path / "growth_tiny.svg").stat().st_size > 1000
+
+
+def test_more_steps_come_nearer_to_250() -> None:
+    found = growth.distances(tiny_model(TINY), [2, 125], seeds=1)
+    assert found["ddim"][125] < found["ddim"][2]
+    assert found["dpmpp_2m"][125] < found["dpmpp_2m"][2]
+    growth.figure({"steps": {1: 1.0}, **found})
 
 
 def test_turns() -> None:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from reference import TINY_SD1, TINY_SD2, relative, same_weights, tiny_model, write_diffusers_folder
-from safetensors.torch import load_file
 
 import experiments.cli
 import experiments.convert
@@ -47,7 +47,7 @@ def test_shards_and_index(folder: Path) -> None:
         assert shards == sorted(path.name for path in (folder / part).glob("*.safetensors")) and len(shards) > 1
         total = 0
         for shard in shards:
-            tensors = load_file(folder / part / shard)
+            tensors = safetensors.torch.load_file(folder / part / shard)
             assert tensors.keys() == {key for key, file in index["weight_map"].items() if file == shard}
             sizes = [value.nbytes for value in tensors.values()]
             assert sum(sizes) <= 300_000 or len(sizes) == 1
@@ -108,7 +108,7 @@ def test_single_file_of_diffusers(model: LatentDiffusion, folder: Path, tmp_path
 
 def test_every_tensor_survives_the_single_file(model: LatentDiffusion, tmp_path: Path) -> None:
     checkpoint.write_file(model, tmp_path / "a.safetensors")
-    state = load_file(tmp_path / "a.safetensors")
+    state = safetensors.torch.load_file(tmp_path / "a.safetensors")
     assert state["first_stage_model.decoder.mid.attn_1.q.weight"].ndim == 4
     blocks = {key.split(".resblocks.")[1].split(".")[0] for key in state if ".resblocks." in key}
     assert len(blocks) == (model.config.text.layers + 1 if model.config.text.activation == "gelu" else 0)
@@ -142,13 +142,14 @@ def test_nothing_is_overwritten(model: LatentDiffusion, tmp_path: Path) -> None:
 def test_failing_leaves_nothing(
     kind: str, model: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = checkpoint.save_file
+    real = safetensors.torch.save_file
 
     def full(tensors: dict, path: Path, metadata: dict) -> None:
         real(tensors, path, metadata)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    for module in (checkpoint, safetensors.torch):
+        monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(OSError, match="No space left on device"):
         (checkpoint.write_folder if kind == "folder" else checkpoint.write_file)(model, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -218,7 +219,7 @@ def test_convert_there_and_back(name: str, convert: Convert, tmp_path: Path) -> 
     assert last.config == first.config == TINY[name]
     assert same_weights(first, last)
     for stem in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"):
-        before, after = (load_file(folder / f"{stem}.safetensors") for folder in (theirs, back))
+        before, after = (safetensors.torch.load_file(folder / f"{stem}.safetensors") for folder in (theirs, back))
         assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in after)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back", "single.safetensors", "single.yaml", "theirs"]
 
@@ -231,7 +232,7 @@ def test_convert_to_16_bit_shards(convert: Convert, tmp_path: Path) -> None:
     assert status == 0, err
     shards = list((tmp_path / "half" / "unet").glob("*.safetensors"))
     assert len(shards) > 1 and all(path.stat().st_size < 1.1e6 for path in shards)
-    assert {value.dtype for path in shards for value in load_file(path).values()} == {torch.float16}
+    assert {value.dtype for path in shards for value in safetensors.torch.load_file(path).values()} == {torch.float16}
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_resblock_norm_epsilon() -> None:
         theirs = randomize(ResnetBlock2D(in_channels=32, out_channels=64, temb_channels=width, eps=eps, groups=32))
         adopt(ours, theirs, [])
         x, time = 1e-3 * noise(2, 32, 6, 4), noise(2, 48, seed=1)
-        mine = ours(x, time) if width else ours(x)
+        mine = ours(x, nn.functional.silu(time)) if width else ours(x)
         assert relative(mine, theirs(x, time if width else None)) < 1e-5
 
 
@@ -176,13 +176,19 @@ def test_fast_layers_are_torch_s() -> None:
         fast = randomize(layers.Conv2d(32, 64, kernel, stride=stride, padding=padding))
         plain = nn.Conv2d(32, 64, kernel, stride=stride, padding=padding)
         plain.load_state_dict(fast.state_dict())
-        x = noise(2, 32, size, size + 1)
-        assert relative(fast(x), plain(x)) < 1e-6
-        assert relative(fast.requires_grad_(True)(x), plain(x)) < 1e-6
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = noise(2, 32, size, size + 1).to(memory_format=layout)
+            fast.to(memory_format=layout)
+            assert relative(fast.requires_grad_(False)(x), plain(x)) < 1e-6
+            assert relative(fast.requires_grad_(True)(x), plain(x)) < 1e-6
     fast = randomize(layers.Linear(32, 64))
     assert relative(fast(noise(2, 5, 32)), nn.functional.linear(noise(2, 5, 32), fast.weight, fast.bias)) < 1e-6
     fast.requires_grad_(True)(noise(2, 5, 32)).sum().backward()
     assert fast.weight.grad is not None
+    norm, x = randomize(layers.GroupNorm(8, 32)).bfloat16(), noise(2, 32, 5, 6).bfloat16()
+    wide = nn.functional.group_norm(x.float(), 8, norm.weight.float(), norm.bias.float())
+    for layout in (torch.contiguous_format, torch.channels_last):
+        assert torch.equal(norm(x.to(memory_format=layout)), wide.bfloat16())
 
 
 def test_numbers_of_parameters() -> None:
@@ -210,7 +216,7 @@ X, TEXT = noise(6, 4, 8, 12), noise(6, 77, 32, seed=1)
 
 
 def test_one_timestep_per_row_equals_one_for_all(net: UNet) -> None:
-    torch.testing.assert_close(net(X, torch.full((6,), 500), TEXT), net(X, 500, TEXT), rtol=0, atol=0)
+    assert relative(net(X, torch.full((6,), 500), TEXT), net(X, 500, TEXT)) < 1e-5
 
 
 def test_rows_do_not_mix(net: UNet) -> None:
@@ -218,22 +224,26 @@ def test_rows_do_not_mix(net: UNet) -> None:
     assert relative(net(X, 500, TEXT), apart) < 1e-5
 
 
-def test_a_text_is_read_once_while_it_lives(net: UNet) -> None:
+def test_a_text_is_read_once_while_it_lives() -> None:
+    net = tiny_model().unet
     layers = [module for module in net.modules() if isinstance(module, attention.Attention) and module.kind == "cross"]
     text, other = TEXT.clone(), TEXT.flip(0)
     first, of_other = net(X, 500, text), net(X, 500, other)
     assert relative(first, of_other) > 1e-3
     assert torch.equal(net(X, 500, text), first)
-    kept = [layer.read for layer in layers]
+    kept = [layer.read[text] for layer in layers]
     net(X, 100, text)
-    assert all(layer.read is before for layer, before in zip(layers, kept, strict=True))
+    assert all(layer.read[text] is before and len(layer.read) == 2 for layer, before in zip(layers, kept, strict=True))
     text.copy_(other)  # written into: read again
     assert torch.equal(net(X, 500, text), of_other)
-    del text, kept
-    assert all(layer.read is None for layer in layers)
+    with torch.no_grad():
+        layers[0].to_v.weight.mul_(2)
+    assert relative(net(X, 500, text), of_other) > 1e-3
+    del text, other, kept
+    assert not any(layer.read for layer in layers)
     layers[0].to_k.weight.requires_grad_(True)
-    net(X, 500, other)
-    assert layers[0].read is None
+    net(X, 500, TEXT)
+    assert not layers[0].read
     layers[0].to_k.weight.requires_grad_(False)
 
 
@@ -268,7 +278,7 @@ def test_identity_edit_equals_none(net: UNet) -> None:
         return weights
 
     edited = net(X, 500, TEXT, [AttentionEdit(look, where=lambda site: True), None])
-    assert relative(edited, net(X, 500, TEXT)) < 1e-6
+    assert relative(edited, net(X, 500, TEXT)) < 1e-5
     layers = {name for name, module in net.named_modules() if isinstance(module, attention.Attention)}
     assert {site.name for site in sites} == layers
     assert {(s.height, s.width) for s in sites} == {(8, 12), (4, 6), (2, 3)}

@@ -1,8 +1,9 @@
 """python -m experiments.benchmark.growth: how time and memory grow, and how near a few steps come to many.
 
-Ours alone: sampling against steps, batch, resolution, stages and branches, each with the others at their least; and the
-distance of DDIM's and DPM-Solver++'s latents to those of 250 DDIM steps. Writes growth.json and growth.png to --out.
-Time is the least of the repeats. Memory is a fresh process's peak (on a GPU: torch's), and only with --memory.
+Ours alone: sampling against steps, batch, resolution, stages and branches, each with the others at their least; and,
+for an embedded model, how far DDIM's and DPM-Solver++'s latents are from those of 250 DDIM steps. Time is the least of
+the repeats, without decoding. Memory is a fresh process's peak (on a GPU: torch's), decoding included, if --memory asks
+for it. Writes growth_SIZE.json and growth_SIZE.svg to --out.
 """
 
 import argparse
@@ -25,7 +26,6 @@ from ldm import LatentDiffusion
 from ldm.text import Texts
 from samplers import Schedule, Step, as_eps, ddim, dpmpp_2m
 
-STEPS = 8  # of sampling, where something else grows
 SCALE = 3.0  # moderate, since the distance to many steps grows with it
 
 
@@ -42,42 +42,43 @@ class Passes:
         return eps["cond"]
 
 
-def stages(n: int) -> Guidance:
-    return Multistage(tuple(Stage(f"a fish {k}", STEPS // n) for k in range(n)), ClassifierFree(SCALE))
+def stages(n: int, steps: int) -> Guidance:
+    return Multistage(tuple(Stage(f"a fish {k}", steps // n) for k in range(n)), ClassifierFree(SCALE))
 
 
 @torch.inference_mode()
-def times(model: LatentDiffusion, resolutions: list[int], repeats: int) -> dict[str, dict[int, float]]:
-    """Seconds of sampling by what grows, and how far."""
-    one, plain, size = model.latent_shape(resolutions[0], resolutions[0]), ClassifierFree(SCALE), resolutions[0]
+def times(model: LatentDiffusion, resolutions: list[int], steps: int, repeats: int) -> dict[str, dict[int, float]]:
+    """Seconds of sampling by what grows, and how far. Where something else grows, it takes `steps` steps, of DDIM."""
+    one, plain = model.latent_shape(resolutions[0], resolutions[0]), ClassifierFree(SCALE)
+    doubled = [n for n in (1, 2, 4, 8) if n <= steps]
 
     def sampling(guidance: Guidance, shape: tuple[int, ...], steps: int) -> Callable[[], Tensor]:
         x_T = torch.randn(shape, device=model.device)
         return lambda: sides.latents(model, model.unet, guidance, x_T, ["a fish"] * len(x_T), steps)
 
-    calls = {("steps", n): sampling(plain, (1, *one), n) for n in (4, 8, 16, 32)}
-    calls |= {("batch", n): sampling(plain, (n, *one), STEPS) for n in (1, 2, 4, 8)}
-    calls |= {("resolution", n): sampling(plain, (1, *model.latent_shape(n, n)), STEPS) for n in resolutions}
-    calls |= {("stages", n): sampling(stages(n), (1, *one), STEPS) for n in (1, 2, 4, 8)}
-    calls |= {("branches", n): sampling(Passes(n), (1, *one), STEPS) for n in (1, 2, 3, 4)}
-    took = interleaved({f"{what} {n} of {size}": call for (what, n), call in calls.items()}, repeats)
+    calls = {("steps", n): sampling(plain, (1, *one), n) for n in (steps // 2, steps, 2 * steps, 4 * steps)}
+    calls |= {("batch", n): sampling(plain, (n, *one), steps) for n in (1, 2, 4, 8)}
+    calls |= {("resolution", n): sampling(plain, (1, *model.latent_shape(n, n)), steps) for n in resolutions}
+    calls |= {("stages", n): sampling(stages(n, steps), (1, *one), steps) for n in doubled}
+    calls |= {("branches", n): sampling(Passes(n), (1, *one), steps) for n in (1, 2, 3, 4)}
+    took = interleaved({f"{what} {n}": call for (what, n), call in calls.items()}, repeats)
     found: dict[str, dict[int, float]] = {}
     for what, n in calls:
-        found.setdefault(what, {})[n] = took[f"{what} {n} of {size}"].least
+        found.setdefault(what, {})[n] = took[f"{what} {n}"].least
     return found
 
 
-def memory(path: Path, pixels: int, cells: int, device: str, most: int) -> dict[str, dict[int, float]]:
-    """Bytes at the peak of a fresh process, against batch and resolution (in multiples of the least)."""
+def memory(path: Path, size: str, resolutions: list[int], dtype: str, device: str) -> dict[str, dict[int, float]]:
+    """Bytes at the peak of a fresh process, against batch and resolution."""
 
-    def peak(batch: int, scale: int) -> float:
-        asked = {"dtype": "float32", "device": device, "batch": batch, "steps": 1}
-        asked |= {"pixels": pixels * scale, "cells": cells * scale}
+    def peak(batch: int, pixels: int) -> float:
+        cells = pixels // sides.DOWNSCALE[sides.SIZES[size][0]]
+        asked = {"dtype": dtype, "device": device, "batch": batch, "steps": 1, "pixels": pixels, "cells": cells}
         return fresh.measures("memory", path, asked, Path())["peak memory"][1]["ours"]()
 
     return {
-        "memory, batch": {n: peak(n, 1) for n in (1, 2, 4, 8)},
-        "memory, resolution": {pixels * n: peak(1, n) for n in range(1, most // pixels + 1)},
+        "memory, batch": {n: peak(n, resolutions[0]) for n in (1, 2, 4, 8)},
+        "memory, resolution": {n: peak(1, n) for n in resolutions},
     }
 
 
@@ -104,17 +105,24 @@ def distances(model: LatentDiffusion, counts: list[int], seeds: int = 8) -> dict
 
 def figure(found: dict[str, dict[int, float]]) -> Figure:
     """A panel per quantity, with logarithmic axes: what grows in proportion is a slope of 1, what is free is flat."""
-    distances = {name: found[name] for name in ("ddim", "dpmpp_2m")}
+    distances = {name: values for name, values in found.items() if name in ("ddim", "dpmpp_2m")}
     panels = {name: {name: values} for name, values in found.items() if name not in distances}
-    panels["distance to 250 DDIM steps"] = distances
-    drawn = Figure(figsize=(3.2 * len(panels), 3), layout="constrained")
-    for axes, (name, lines) in zip(drawn.subplots(1, len(panels)), panels.items(), strict=True):
+    panels |= {"distance to 250 DDIM steps": distances} if distances else {}
+    rows, columns = -(-len(panels) // 4), min(len(panels), 4)
+    drawn = Figure(figsize=(3.2 * columns, 3 * rows), layout="constrained")
+    places = drawn.subplots(rows, columns, squeeze=False).flatten()
+    for axes in places[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (name, lines) in zip(places, panels.items(), strict=False):
         for label, values in lines.items():
             axes.loglog(list(values), list(values.values()), marker="o", label=label)
-            axes.set_xticks(list(values), [str(n) for n in values])
+        axes.set_xticks(list(values), [str(n) for n in values])
         axes.minorticks_off()
-        unit = "relative rms" if len(lines) > 1 else "bytes" if name.startswith("memory") else "seconds"
-        axes.set(title=name, ylabel=unit, xlabel="evaluations per branch" if len(lines) > 1 else name)
+        unit = "relative rms" if lines is distances else "bytes" if name.startswith("memory") else "seconds"
+        grows = "U-Net evaluations per branch" if lines is distances else name.removeprefix("memory, ")
+        axes.set(title=name, ylabel=unit, xlabel=grows)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, high / 12), high)  # at least a decade, so that what is flat looks flat
         axes.grid(alpha=0.3)
         if len(lines) > 1:
             axes.legend()
@@ -125,25 +133,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark.growth", description=__doc__)
     parser.add_argument("--size", choices=sides.SIZES, default="emoji")
     parser.add_argument("--resolutions", nargs="+", type=int, help="pixels; by default 1 to 4 times the size's own")
+    parser.add_argument("--steps", type=int, default=8, help="of sampling, where something else grows")
     parser.add_argument("--counts", nargs="+", type=int, default=[5, 10, 15, 20, 30, 50, 100])
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--weights", type=Path, help="where random weights are kept for another run; else nowhere")
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
     args = parser.parse_args()
     name, pixels = sides.SIZES[args.size]
     resolutions = args.resolutions or [pixels * n for n in (1, 2, 3, 4)]
     with tempfile.TemporaryDirectory() as folder:
-        path = sides.folder_of(name, Path(folder))
-        model = sides.load(path, torch.float32, args.device)
-        found = times(model, resolutions, args.repeats)
-        if args.memory:
-            found |= memory(path, pixels, pixels // sides.DOWNSCALE[name], args.device, resolutions[-1])
-        found |= distances(model, args.counts)
+        path = sides.folder_of(name, args.weights or Path(folder))
+        found = memory(path, args.size, resolutions, args.dtype, args.device) if args.memory else {}
+        model = sides.load(path, getattr(torch, args.dtype), args.device)
+        found = times(model, resolutions, args.steps, args.repeats) | found
+        if name not in sides.SHAPES:
+            found |= distances(model, args.counts)
     args.out.mkdir(parents=True, exist_ok=True)
-    said = {"conditions": conditions(args), "size": args.size, **found}
-    (args.out / "growth.json").write_text(json.dumps(said, indent=1) + "\n")
-    figure(found).savefig(args.out / "growth.png", dpi=100)
+    said = {"conditions": conditions(args), "size": args.size, "dtype": args.dtype, "steps": args.steps, **found}
+    (args.out / f"growth_{args.size}.json").write_text(json.dumps(said, indent=1) + "\n")
+    figure(found).savefig(args.out / f"growth_{args.size}.svg")
     print(json.dumps(said, indent=1))
 
 

@@ -1,6 +1,7 @@
 """The figures of a sweep's page: the numbers they plot, and how these are drawn, as SVG for a light and a dark page."""
 
 import io
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -120,19 +121,34 @@ def x_and_others(sweep: Sweep) -> list[str]:
 
 
 def lines(sweep: Sweep, measures: Sequence[str]) -> list[Line]:
-    """What a curve plots: of each measure one line per `by`, and per combination of the axes that are neither."""
-    x = sweep.page.get("x")
-    rest = others(sweep) if x else others(sweep)[:1] if sweep.page.get("by") else []
-    found: dict[tuple[str, str], list[Point]] = {}
+    """What a curve plots: of each measure one line per `by`, and per combination of the axes that are neither; over the
+    page's `mean_over` it is the mean."""
+    x, over = sweep.page.get("x"), sweep.page.get("mean_over")
+    rest = [key for key in others(sweep) if key != over] if x else others(sweep)[:1] if sweep.page.get("by") else []
+    found: dict[tuple[str, str], dict[Any, list[Interval]]] = {}
     for measure in measures:
         for cell in sweep.cells:
-            point = Point(cell.axes.get(x) if x else cell.name, interval(cell, measure))
-            found.setdefault((said(cell.axes, rest), measure), []).append(point)
+            line = found.setdefault((said(cell.axes, rest), measure), {})
+            at = cell.axes.get(x) if x else cell.name
+            line.setdefault(tuple(at) if isinstance(at, list) else at, []).append(interval(cell, measure))
     return [
-        Line(label, measure, tuple(points))
+        Line(label, measure, tuple(Point(at, mean(intervals)) for at, intervals in points.items()))
         for (label, measure), points in found.items()
-        if any(point.at.value is not None for point in points)
+        if any(interval.value is not None for intervals in points.values() for interval in intervals)
     ]
+
+
+def mean(of: Sequence[Interval]) -> Interval:
+    """That of independent estimates, whose errors add up in squares; of the one where there is but one."""
+    there = [(one.value, one.low, one.high) for one in of if one.value is not None]
+    if len(of) == 1 or not there:
+        return of[0]
+    value = sum(value for value, _, _ in there) / len(there)
+    if any(low is None or high is None for _, low, high in there):
+        return Interval(value, None, None)
+    below = math.hypot(*(value - low for value, low, _ in there if low is not None)) / len(there)
+    above = math.hypot(*(high - value for value, _, high in there if high is not None)) / len(there)
+    return Interval(value, value - below, value + above)
 
 
 def interval(cell: Cell, measure: str) -> Interval:

@@ -89,11 +89,10 @@ class Attention(nn.Module):
         return self.to_out(rearrange(h, "B H P c -> B P (H c)"))
 
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Both [B, H, L, c]. A text's are kept as long as that tensor lives, since sampling shows it in every step."""
+        """Both [B, H, L, c]. A text's are kept while that tensor lives, unwritten: sampling shows it in every step."""
         if self.kind == "self" or self.to_k.weight.requires_grad or torch.compiler.is_compiling():
             return split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
-        seen = source, self.to_k.weight, self.to_v.weight
-        versions = [0 if tensor.is_inference() else tensor._version for tensor in seen]  # count what is written to them
+        versions = [0 if x.is_inference() else x._version for x in (source, self.to_k.weight, self.to_v.weight)]
         if source not in self.read or self.read[source][0] != versions:
             self.read[source] = versions, split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
         return self.read[source][1:]

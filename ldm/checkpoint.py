@@ -132,7 +132,8 @@ def fill(
         mapped = is_safetensors(path) or zipfile.is_zipfile(path)
         for key in sorted(by_key.keys() & tensors.keys()):
             for source in by_key[key]:
-                value = torch.empty_like(wanted[source], dtype=dtype, device=device)
+                layout = torch.channels_last if wanted[source].ndim == 4 else torch.contiguous_format
+                value = torch.empty(wanted[source].shape, dtype=dtype, device=device, memory_format=layout)
                 values[source] = value.copy_(tensors[key].chunk(source.parts)[source.part].reshape(value.shape))
             touched += tensors[key].nbytes
             if mapped and touched > CHUNK:
@@ -168,11 +169,11 @@ def compare(
 
 
 def build(config: ModelConfig) -> Networks:
-    """The three networks on the meta device: their shapes and layout only, convolutions being channels-last."""
+    """The three networks on the meta device: their shapes only."""
     with torch.device("meta"):
         networks = UNet(config.unet), Autoencoder(config.autoencoder), TextEncoder(config.text)
     for network in networks:
-        network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        network.eval().requires_grad_(False)
     return networks
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import experiments.cli
 from experiments import report
 from experiments.evaluate import store
 from experiments.pictures import save_png
-from experiments.report_figures import Interval, by_step, draw_frontier, draw_lines, frontier, lines
+from experiments.report_figures import Interval, by_step, draw_frontier, draw_lines, frontier, lines, mean
 from experiments.runs import Run, write
 from experiments.sweeps import open_sweep
 
@@ -203,6 +204,18 @@ def test_curves_plot_the_stored_numbers(sweep: Path) -> None:
         stored = [found(line.label, scale)["details"]["both"] for scale in SCALES]
         assert [p.x for p in line.points] == SCALES
         assert [p.at for p in line.points] == [Interval(e["value"], e["low"], e["high"]) for e in stored]
+
+
+def test_a_curve_may_be_the_mean_over_an_axis(sweep: Path) -> None:
+    opened = report.whole(open_sweep(sweep))
+    both = {line.label: line for line in lines(opened, ["judge/both"])}
+    (line,) = lines(replace(opened, page={**opened.page, "by": None, "mean_over": opened.page["by"]}), ["judge/both"])
+    for point, a, b in zip(line.points, both["cfg"].points, both["other"].points, strict=True):
+        assert point.at.value == (a.at.value + b.at.value) / 2
+        below = [one.at.value - one.at.low for one in (a, b)]
+        assert point.at.value - point.at.low == pytest.approx((below[0] ** 2 + below[1] ** 2) ** 0.5 / 2)
+    assert mean([Interval(1.0, 0.5, 2.0), Interval(None, None, None)]) == Interval(1.0, 0.5, 2.0)
+    assert mean([Interval(1.0, None, None), Interval(3.0, 2.0, 4.0)]) == Interval(2.0, None, None)
 
 
 def test_what_was_not_measured_is_a_gap(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from experiments.benchmark.sides import DOWNSCALE, PROMPT, SCALE, SIZES, Side
 from experiments.benchmark.timing import Timing, interleaved, rounds
 from guidance import ClassifierFree, Guidance, Multistage, SegmentationFree, Stage
 from ldm import LatentDiffusion
+from ldm.layers import linear
 
 IN_PROCESS = ("unet", "sample", "decode", "text")
 CASES = (*IN_PROCESS, "guidance", "limits", "load", "memory", "start")
@@ -155,7 +156,7 @@ def limits(plan: Plan, model: LatentDiffusion) -> Iterator[Row]:
     a = torch.randn(n, n, device=plan.device).to(plan.torch_dtype)
     source = torch.empty(size, dtype=torch.uint8, device=plan.device)
     forward = call("unet", sides.ours(model, plan.compile), plan)
-    took = interleaved({"product": lambda: a @ a, "copy": source.clone, "unet": forward}, plan.repeats)
+    took = interleaved({"product": lambda: linear(a, a), "copy": source.clone, "unet": forward}, plan.repeats)
     with FlopCounterMode(display=False) as counter:
         call("unet", sides.ours(model, compile=False), plan)()
     seconds = took["unet"].median

@@ -90,11 +90,13 @@ class Attention(nn.Module):
 
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Both [B, H, L, c]. A text's are kept while that tensor lives, unwritten: sampling shows it in every step."""
-        if self.kind == "self" or self.to_k.weight.requires_grad or torch.compiler.is_compiling():
+        learns = source.requires_grad or self.to_k.weight.requires_grad
+        if self.kind == "self" or learns or torch.compiler.is_compiling():
             return split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
-        versions = [0 if x.is_inference() else x._version for x in (source, self.to_k.weight, self.to_v.weight)]
-        if source not in self.read or self.read[source][0] != versions:
-            self.read[source] = versions, split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
+        state = [0 if x.is_inference() else x._version for x in (source, self.to_k.weight, self.to_v.weight)]
+        state.append(torch.is_inference_mode_enabled())  # whose tensors no gradient may meet
+        if source not in self.read or self.read[source][0] != state:
+            self.read[source] = state, split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
         return self.read[source][1:]
 
 

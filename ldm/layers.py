@@ -21,8 +21,7 @@ def plain_cpu(x: Tensor, weight: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias, on a CPU by oneDNN: for float32 torch takes MKL, which has no fast kernels for AMD's, and
-    for bfloat16 a slower way to oneDNN."""
+    """x @ weight.T + bias; on a CPU straight by oneDNN, where torch takes MKL (slow on AMD's) or a longer way there."""
     few = x.dtype == torch.float32 and x.numel() <= FEW_ROWS * x.shape[-1]
     if ONEDNN and not few and x.dtype != torch.float16 and plain_cpu(x, weight):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -52,8 +51,7 @@ class GroupNorm(nn.GroupNorm):
         """On a CPU in float32 where the grid is small: there torch's channels-last kernel for 16 bits is far slower."""
         if x.dtype == torch.float32 or x.shape[2:].numel() >= TORCH_SMALL or not plain_cpu(x, self.weight):
             return super().forward(x)
-        weight, bias = self.weight.float(), self.bias.float()
-        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+        return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
 
 
 class Embedding(nn.Embedding):

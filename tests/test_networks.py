@@ -247,6 +247,20 @@ def test_a_text_is_read_once_while_it_lives() -> None:
     layers[0].to_k.weight.requires_grad_(False)
 
 
+def test_gradients_reach_latents_and_text() -> None:
+    """Frozen weights, as gradient guidance and learnt prompts have them; and the text was read without gradients."""
+    net, x, text = tiny_model().unet, X.clone().requires_grad_(), TEXT.clone()
+    with torch.inference_mode():
+        net(X, 500, text)
+    for _ in range(2):
+        net(x, 500, text).square().sum().backward()
+    text.requires_grad_()
+    for _ in range(2):
+        net(X, 500, text).square().sum().backward()
+    for tensor in (x, text):
+        assert tensor.grad is not None and tensor.grad.abs().max() > 0
+
+
 @pytest.mark.parametrize(
     "backend",
     [

@@ -8,6 +8,7 @@ for it. Writes growth_SIZE.json and growth_SIZE.svg to --out.
 
 import argparse
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from experiments.benchmark import fresh, sides
@@ -84,7 +86,8 @@ def memory(path: Path, size: str, resolutions: list[int], dtype: str, device: st
 
 @torch.inference_mode()
 def distances(model: LatentDiffusion, counts: list[int], seeds: int = 8) -> dict[str, dict[int, float]]:
-    """Root mean square of the latents' difference from 250-step DDIM's, relative to theirs, by U-Net evaluations."""
+    """Root mean square of the latents' difference from 250-step DDIM's, relative to theirs, by U-Net evaluations.
+    Steps are trailing: leading ones begin the later the fewer they are, which no solver makes good."""
     config = model.config.schedule
     schedule = Schedule(config.num_timesteps, config.kind, config.beta_start, config.beta_end)
     x_T = torch.randn((seeds, *model.latent_shape(*[model.config.image_size] * 2)), generator=torch.manual_seed(0))
@@ -92,7 +95,9 @@ def distances(model: LatentDiffusion, counts: list[int], seeds: int = 8) -> dict
     denoise = guided(as_eps(model.unet, config.prediction, schedule.alpha_bar), ClassifierFree(SCALE), texts)
 
     def ends(sampler: Callable[..., Any], n: int) -> Tensor:
-        *_, (_, x_t, _) = sampler(denoise, x_T.to(model.device), schedule.steps(n), schedule.alpha_bar, final=1.0)
+        *_, (_, x_t, _) = sampler(
+            denoise, x_T.to(model.device), schedule.steps(n, "trailing"), schedule.alpha_bar, final=1.0
+        )
         return x_t
 
     many = ends(ddim, 250)
@@ -115,14 +120,18 @@ def figure(found: dict[str, dict[int, float]]) -> Figure:
         axes.set_axis_off()
     for axes, (name, lines) in zip(places, panels.items(), strict=False):
         for label, values in lines.items():
-            axes.loglog(list(values), list(values.values()), marker="o", label=label)
+            shown = [value / 1e9 if name.startswith("memory") else value for value in values.values()]
+            axes.loglog(list(values), shown, marker="o", label=label)
         axes.set_xticks(list(values), [str(n) for n in values])
         axes.minorticks_off()
-        unit = "relative rms" if lines is distances else "bytes" if name.startswith("memory") else "seconds"
+        unit = "relative rms" if lines is distances else "GB" if name.startswith("memory") else "seconds"
         grows = "U-Net evaluations per branch" if lines is distances else name.removeprefix("memory, ")
         axes.set(title=name, ylabel=unit, xlabel=grows)
         low, high = axes.get_ylim()
-        axes.set_ylim(min(low, high / 12), high)  # at least a decade, so that what is flat looks flat
+        middle, half = math.sqrt(low * high), max(math.sqrt(high / low), 3.5)  # a decade, so that what is flat looks so
+        axes.set_ylim(middle / half, middle * half)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.grid(alpha=0.3)
         if len(lines) > 1:
             axes.legend()

@@ -58,7 +58,7 @@ def times(model: LatentDiffusion, resolutions: list[int], steps: int, repeats: i
         x_T = torch.randn(shape, device=model.device)
         return lambda: sides.latents(model, model.unet, guidance, x_T, ["a fish"] * len(x_T), steps)
 
-    calls = {("steps", n): sampling(plain, (1, *one), n) for n in (steps // 2, steps, 2 * steps, 4 * steps)}
+    calls = {("steps", n): sampling(plain, (1, *one), n) for n in (max(steps // 2, 1), steps, 2 * steps, 4 * steps)}
     calls |= {("batch", n): sampling(plain, (n, *one), steps) for n in (1, 2, 4, 8)}
     calls |= {("resolution", n): sampling(plain, (1, *model.latent_shape(n, n)), steps) for n in resolutions}
     calls |= {("stages", n): sampling(stages(n, steps), (1, *one), steps) for n in doubled}

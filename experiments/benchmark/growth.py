@@ -20,13 +20,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
+from experiments import build
 from experiments.benchmark import fresh, sides
 from experiments.benchmark.__main__ import conditions
 from experiments.benchmark.timing import interleaved
 from guidance import Branch, ClassifierFree, Guidance, Multistage, Stage, guided
 from ldm import LatentDiffusion
 from ldm.text import Texts
-from samplers import Schedule, Step, as_eps, ddim, dpmpp_2m
+from samplers import Step, as_eps, ddim, dpmpp_2m
 
 SCALE = 3.0  # moderate, since the distance to many steps grows with it
 
@@ -44,8 +45,8 @@ class Passes:
         return eps["cond"]
 
 
-def stages(n: int, steps: int) -> Guidance:
-    return Multistage(tuple(Stage(f"a fish {k}", steps // n) for k in range(n)), ClassifierFree(SCALE))
+def stages(n: int) -> Guidance:
+    return Multistage(tuple(Stage(f"a fish {k}", 1 / n) for k in range(n)), ClassifierFree(SCALE))
 
 
 @torch.inference_mode()
@@ -61,7 +62,7 @@ def times(model: LatentDiffusion, resolutions: list[int], steps: int, repeats: i
     calls = {("steps", n): sampling(plain, (1, *one), n) for n in (max(steps // 2, 1), steps, 2 * steps, 4 * steps)}
     calls |= {("batch", n): sampling(plain, (n, *one), steps) for n in (1, 2, 4, 8)}
     calls |= {("resolution", n): sampling(plain, (1, *model.latent_shape(n, n)), steps) for n in resolutions}
-    calls |= {("stages", n): sampling(stages(n, steps), (1, *one), steps) for n in doubled}
+    calls |= {("stages", n): sampling(stages(n), (1, *one), steps) for n in doubled}
     calls |= {("branches", n): sampling(Passes(n), (1, *one), steps) for n in (1, 2, 3, 4)}
     took = interleaved({f"{what} {n}": call for (what, n), call in calls.items()}, repeats)
     found: dict[str, dict[int, float]] = {}
@@ -89,7 +90,7 @@ def distances(model: LatentDiffusion, counts: list[int], seeds: int = 8) -> dict
     """Root mean square of the latents' difference from 250-step DDIM's, relative to theirs, by U-Net evaluations.
     Steps are trailing: leading ones begin the later the fewer they are, which no solver makes good."""
     config = model.config.schedule
-    schedule = Schedule(config.num_timesteps, config.kind, config.beta_start, config.beta_end)
+    schedule = build.schedule(config)
     x_T = torch.randn((seeds, *model.latent_shape(*[model.config.image_size] * 2)), generator=torch.manual_seed(0))
     texts = model.texts([sides.PROMPT] * seeds)
     denoise = guided(as_eps(model.unet, config.prediction, schedule.alpha_bar), ClassifierFree(SCALE), texts)

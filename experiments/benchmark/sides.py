@@ -13,7 +13,7 @@ from guidance import ClassifierFree, Guidance, guided
 from ldm import LatentDiffusion, checkpoint, load_model
 from ldm.config import SD1, ModelConfig
 from ldm.model import EMBEDDED
-from samplers import Schedule, as_eps, ddim
+from samplers import as_eps, ddim
 
 SCALE = 7.5
 PROMPT = "a cat next to a dog on a blue background"
@@ -81,7 +81,7 @@ def latents(
 ) -> Tensor:
     """x_0 of DDIM sampling under a guidance, as `experiments.sample` does it."""
     config = model.config.schedule
-    schedule = Schedule(config.num_timesteps, config.kind, config.beta_start, config.beta_end)
+    schedule = build.schedule(config)
     denoise = guided(as_eps(unet, config.prediction, schedule.alpha_bar), guidance, model.texts(prompts))
     for _, x_t, _ in ddim(denoise, x_T, schedule.steps(steps), schedule.alpha_bar):  # noqa: B007
         pass

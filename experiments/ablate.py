@@ -17,13 +17,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from experiments import build, cli, drawing, report, runs, visualize
-from experiments.attention_maps import Recorder
-from experiments.evaluate import described, evaluate, store
-from experiments.logger import Logger
+import experiments.attention.draw as attention
+from experiments import files
+from experiments.attention.maps import Recorder
 from experiments.metrics import Bench
 from experiments.metrics.estimates import Bootstrap
-from experiments.sweeps import Begun, overrides
+from experiments.metrics.measuring import described, evaluate, store
+from experiments.run import build, cli, draw
+from experiments.run.logger import Logger
+from experiments.sweeps import page
+from experiments.sweeps.folder import Begun, overrides
 from samplers import ImageNoise
 
 DRAWN = (  # what of the config the sampling verb knows
@@ -58,12 +61,12 @@ def main(cfg: DictConfig) -> None:
     enter(Path(cfg.out), cfg, list(keys.values()), command(hydra))
     try:
         cell = {"name": str(cfg.cell), "axes": values}
-        runs.write(folder / "cell.json", json.dumps(cell, indent=1) + "\n")
+        files.write(folder / "cell.json", json.dumps(cell, indent=1) + "\n")
         results, missing = (study if cfg.study is not None else pictures)(cfg, folder)
-        runs.write(folder / "cell.json", json.dumps(cell | {"unmeasured": missing}, indent=1) + "\n")
+        files.write(folder / "cell.json", json.dumps(cell | {"unmeasured": missing}, indent=1) + "\n")
         print(f"{cfg.cell}: " + ", ".join(f"{name} {r['value']:.4g}" for name, r in results.items()))
     except Exception as error:
-        runs.write(folder / "error.txt", f"{type(error).__name__}: {error}\n")
+        files.write(folder / "error.txt", f"{type(error).__name__}: {error}\n")
         raise
     (folder / "error.txt").unlink(missing_ok=True)
 
@@ -84,13 +87,13 @@ def enter(sweep: Path, cfg: DictConfig, axes: list[str], command: str) -> None:
     for path in (*MAY_DIFFER, *axes):  # axis is the same in all cells
         remove(shared, path.split("."))
     sweep.mkdir(parents=True, exist_ok=True)
-    with runs.locked(sweep):
+    with files.locked(sweep):
         file = sweep / "sweep.json"
-        if file.exists() and (differs := runs.difference(json.loads(file.read_text())["config"], shared)):
+        if file.exists() and (differs := files.difference(json.loads(file.read_text())["config"], shared)):
             raise ValueError(f"{sweep} holds a sweep of another config ({differs}): choose another out=FOLDER")
         told = {key: plain(cfg[key]) for key in ("name", "claim", "claims", "page")}
-        told |= {"command": command, "commit": runs.commit(), "config": shared}
-        runs.write(file, json.dumps(told, indent=1) + "\n")
+        told |= {"command": command, "commit": files.commit(), "config": shared}
+        files.write(file, json.dumps(told, indent=1) + "\n")
 
 
 def remove(config: dict[str, Any], path: list[str]) -> None:
@@ -119,11 +122,11 @@ def pictures(cfg: DictConfig, folder: Path) -> Measured:
     """A cell of pictures: drawn, measured and logged. Nothing is measured before all shards are done."""
     asked = OmegaConf.create({key: plain(cfg.get(key)) for key in DRAWN})
     if asked.prompts is None and asked.prompt is None and plain(cfg.suite)[cfg.model.subject] is not None:
-        suite = OmegaConf.load(cli.CONF / "prompts" / f"{cfg.suite[cfg.model.subject]}.yaml")
+        suite = OmegaConf.load(files.CONF / "prompts" / f"{cfg.suite[cfg.model.subject]}.yaml")
         asked.prompts = OmegaConf.merge(suite, {} if cfg.count is None else {"count": cfg.count})
-    job = drawing.prepare(asked)
+    job = draw.prepare(asked)
     with Logger(grouped(cfg), plain(cfg), folder) as logger:
-        if drawing.draw(job, folder, logger) is None:
+        if draw.draw(job, folder, logger) is None:
             return {}, {}
         if cfg.maps and not (folder / "semantics.png").exists():
             draw_maps(job, folder)
@@ -139,8 +142,8 @@ def measured(cfg: DictConfig, folder: Path, bench: Bench) -> Measured:
         try:
             results |= evaluate(folder, {name: settings}, bench, again=cfg.again)
         except (ValueError, MissingMandatoryValue) as error:
-            missing[name] = cli.one_line(error)
-            cli.say(f"warning: {cfg.cell}: not measured: {missing[name]}")
+            missing[name] = files.one_line(error)
+            files.say(f"warning: {cfg.cell}: not measured: {missing[name]}")
     return results, missing
 
 
@@ -151,7 +154,7 @@ def chosen(cfg: DictConfig) -> dict[str, Any]:
     if not cfg.measures[cfg.model.subject]:
         return {}
     wanted = cast(dict[str, Any], plain(cfg.measures[cfg.model.subject]))
-    known = [OmegaConf.load(cli.CONF / "metrics" / f"{name}.yaml") for name in wanted]
+    known = [OmegaConf.load(files.CONF / "metrics" / f"{name}.yaml") for name in wanted]
     return cast(dict[str, Any], plain(OmegaConf.merge(*known, wanted)))
 
 
@@ -166,15 +169,15 @@ def study(cfg: DictConfig, folder: Path) -> Measured:
     return {cfg.name: result}, {}
 
 
-def draw_maps(job: drawing.Job, folder: Path) -> None:
+def draw_maps(job: draw.Job, folder: Path) -> None:
     """maps.png and semantics.png of the run's first picture."""
     prompt, seed = job.prompts[0], job.batches[0][0][1]
     asked = [build.Stretch(s.prompt or prompt.text, s.steps) for s in job.rehearsal.stages]
-    visualize.check_words(job.model, [str(stage.prompt) for stage in asked])
+    attention.check_words(job.model, [str(stage.prompt) for stage in asked])
     noise = ImageNoise([seed], job.model.latent_shape(*job.size), job.device)
     sampler = partial(job.sampler, noise=noise)
-    picture, moments = visualize.draw(job.model, Recorder(job.guidance), sampler, noise(), prompt)
-    visualize.save_sheets(picture, moments, asked, visualize.title_of(asked, seed), 6, folder)
+    picture, moments = attention.draw(job.model, Recorder(job.guidance), sampler, noise(), prompt)
+    attention.save_sheets(picture, moments, asked, attention.title_of(asked, seed), 6, folder)
 
 
 def bench_of(cfg: DictConfig) -> Bench:
@@ -205,4 +208,4 @@ if __name__ == "__main__":
     finally:  # whatever became of the jobs
         for folder in Begun.folders:
             if (folder / "sweep.json").exists():
-                print(f"the report: {report.write(folder)}")
+                print(f"the report: {page.write(folder)}")

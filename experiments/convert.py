@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from experiments import build, cli
+from experiments.run import build, cli
 from ldm import checkpoint
 from ldm.config_files import to_yaml
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from experiments.files import read_lines
 from experiments.pictures import save_png, sheet
-from experiments.runs import read_lines
 
 FOLDER = Path("outputs/gallery")
 SCALE = 6  # at which the embedded model is at its best, see its card

@@ -2,13 +2,13 @@
 
 from omegaconf import DictConfig
 
-from experiments import cli
+from experiments.run import cli
 
 
 def main(cfg: DictConfig) -> None:
-    from experiments import drawing  # not above: torch takes seconds to import, and --help does without it
+    from experiments.run import draw
 
-    drawing.main(cfg)
+    draw.main(cfg)
 
 
 if __name__ == "__main__":

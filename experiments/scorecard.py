@@ -14,17 +14,17 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
-from experiments import build, cli
-from experiments.data.emoji import EmojiScenes, World, load_atlas
-from experiments.evaluate import evaluate
-from experiments.judge import Judge, load_judge
+from experiments.emoji.judge import Judge, load_judge
+from experiments.emoji.truth import judge_scores, psnr
+from experiments.emoji.world import EmojiScenes, World, load_atlas, numbers, pixels
+from experiments.files import read_lines, write
 from experiments.metrics import Bench
 from experiments.metrics.estimates import Estimate
 from experiments.metrics.features import frechet_distance, gaussian, judge_input
 from experiments.metrics.folders import read, to_tensor
-from experiments.parts import judge_scores, numbers, pixels, psnr
+from experiments.metrics.measuring import evaluate
 from experiments.pictures import captioned, save_png
-from experiments.runs import read_lines, write
+from experiments.run import build, cli
 
 KINDS = {  # suites of conf/prompts, and what their pictures must show
     "emoji_one": ("one object: found", "all_found"),

@@ -20,11 +20,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from experiments import build, cli
-from experiments.metrics.clip_score import EMBEDDED, cut_warnings, is_cut, load_clip
+from experiments import files
+from experiments.files import describe, read_lines, write
+from experiments.metrics.clip import EMBEDDED, cut_warnings, is_cut, load_clip
 from experiments.metrics.features import frechet_distance, gaussian
-from experiments.prompts import Prompt, suite
-from experiments.runs import describe, read_lines, write
+from experiments.run import build, cli
+from experiments.run.prompts import Prompt, suite
 
 SMALLEST = 8  # prompts in the first subset of the curve
 
@@ -84,7 +85,7 @@ def text_embeddings(texts: list[str], cfg: DictConfig) -> Tensor:
     network, _, tokenizer, _ = load_clip(cfg.clip.model or str(EMBEDDED), cfg.clip.pretrained, device)
     context = network.context_length
     for warning in cut_warnings([text for text in texts if is_cut(tokenizer, text, context)], context):
-        cli.say(f"warning: {warning}")
+        files.say(f"warning: {warning}")
     batches = tokenizer(texts).split(cfg.batch_size)
     embedded = torch.cat([network.encode_text(tokens.to(device)) for tokens in batches])
     return F.normalize(embedded.double().cpu(), dim=-1)
@@ -118,7 +119,7 @@ def scores_of(prompts: list[Prompt], run: Path, metric: str) -> list[float]:
         raise ValueError(f"{run}: {len(missing)} of {len(prompts)} prompts have no score, the first: {missing[0]!r}")
     guidance = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]["guidance"]["_target_"]
     if guidance != "guidance.ClassifierFree":
-        cli.say(f"warning: {run} was drawn with {guidance}, and not with classifier-free guidance as the paper's")
+        files.say(f"warning: {run} was drawn with {guidance}, and not with classifier-free guidance as the paper's")
     return [scores[str(prompt.text)] for prompt in prompts]
 
 
@@ -194,7 +195,7 @@ def main(cfg: DictConfig) -> None:
     write(out / "subset.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in chosen))
     figure(curve, size, sorted(scores), taken).savefig(out / "subset.png", dpi=150)
     if size == len(prompts):
-        cli.say(f"warning: half of them are still further away than tolerance={cfg.tolerance} allows: all are taken")
+        files.say(f"warning: half of them are still further away than tolerance={cfg.tolerance} allows: all are taken")
     print(f"{size} of {len(prompts)} prompts stand for all; {len(chosen)} are chosen: {out / 'subset.jsonl'}")
 
 

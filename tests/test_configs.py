@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 import samplers
-from experiments import build
-from experiments.cli import CONF
+from experiments.files import CONF
+from experiments.run import build
 from ldm.config import ScheduleConfig
 
 

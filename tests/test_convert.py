@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from reference import TINY_SD1, TINY_SD2, relative, same_weights, tiny_model, write_diffusers_folder
 
-import experiments.cli
 import experiments.convert
+import experiments.run.cli
 from ldm import LatentDiffusion, checkpoint, load_model
 from ldm.text import open_clip_tokenizer
 
@@ -195,7 +195,7 @@ def convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         capsys.readouterr()
         status = 0
         try:
-            experiments.cli.run(experiments.convert.main, "convert")
+            experiments.run.cli.run(experiments.convert.main, "convert")
         except SystemExit as stop:
             status = int(stop.code or 0)
         return status, capsys.readouterr().err

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from PIL import Image
 from safetensors.torch import load_file
+from tiny import Outcome
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from conftest import Outcome, tiny_model
 from safetensors.torch import load_file
+from tiny import Outcome, tiny_model
 from torch import Tensor
 
 from guidance import Branch

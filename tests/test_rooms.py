@@ -2,7 +2,7 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,10 +36,67 @@ def test_arrows(room: str) -> None:
     for path in (ROOT / room).rglob("*.py"):
         found = {name.split(".")[0] for name in imports(path)}
         assert not found & ((set(ALLOWED) | {"tests", "notebooks"}) - ALLOWED[room]), path
-        if room != "experiments" or path.name in ("sample.py", "drawing.py", "build.py"):
+        if room != "experiments" or path.parent.name == "run" or path.name == "sample.py":
             assert not found & PEERS, path
         if room in LIBRARIES:
             assert found <= ALLOWED[room] | LIBRARIES[room] | sys.stdlib_module_names, path
+
+
+def modules(room: str) -> dict[str, Path]:
+    """Dotted names of a room's files; a package goes by its own name."""
+    paths = sorted((ROOT / room).rglob("*.py"))
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+
+
+def imported(path: Path, among: Iterable[str]) -> set[str]:
+    """Those of the modules that a file imports, be it by `from package import module`."""
+    names = set[str]()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return names & set(among)
+
+
+ORDER = (  # of the rooms of experiments: each imports from itself and from those before it
+    {"files", "pictures"},
+    {"emoji"},
+    {"run"},
+    {"attention", "metrics", "training"},
+    {"studies", "sweeps", "rating", "benchmark"},
+)
+
+
+def place(module: str) -> int:
+    """The room's position in ORDER; verbs come last."""
+    parts = module.split(".")
+    return next((i for i, rooms in enumerate(ORDER) if len(parts) > 1 and parts[1] in rooms), len(ORDER))
+
+
+def test_rooms_of_experiments_import_only_those_before_them() -> None:
+    found = modules("experiments")
+    for name, path in found.items():
+        for target in imported(path, found):
+            same_room = target.split(".")[:2] == name.split(".")[:2]
+            assert target == "experiments" or same_room or place(target) < place(name), f"{name} imports {target}"
+
+
+def test_no_metric_imports_a_metric() -> None:
+    metrics = {path.stem for path in (ROOT / "conf" / "metrics").glob("*.yaml")}
+    names = {f"experiments.metrics.{metric}" for metric in metrics}
+    for name in names:
+        assert not imported(modules("experiments")[name], names), name
+
+
+@pytest.mark.parametrize("room", ["ldm", "samplers", "guidance", "experiments"])
+def test_files_import_each_other_in_no_circle(room: str) -> None:
+    found = modules(room)
+    arrows = {name: imported(path, found) - {name} for name, path in found.items()}
+    while arrows:
+        free = [name for name, targets in arrows.items() if not targets & arrows.keys()]
+        assert free, f"a circle among {', '.join(sorted(arrows))}"
+        arrows = {name: targets for name, targets in arrows.items() if name not in free}
 
 
 @pytest.mark.parametrize("room", ["ldm", "samplers", "guidance"])

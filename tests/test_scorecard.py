@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from test_data import SHAPES
+from packages import SHAPES
 
 from experiments import scorecard
-from experiments.cli import CONF
+from experiments.files import CONF
 
 
 @pytest.fixture

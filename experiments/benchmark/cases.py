@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments import build
 from experiments.benchmark import fresh, sides
 from experiments.benchmark.sides import DOWNSCALE, PROMPT, SCALE, SIZES, Side
 from experiments.benchmark.timing import Timing, interleaved, rounds
+from experiments.run import build
 from guidance import ClassifierFree, Guidance, Multistage, SegmentationFree, Stage
 from ldm import LatentDiffusion, checkpoint
 from ldm.layers import linear

@@ -20,10 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
-from experiments import build
 from experiments.benchmark import fresh, sides
 from experiments.benchmark.__main__ import conditions
 from experiments.benchmark.timing import interleaved
+from experiments.run import build
 from guidance import Branch, ClassifierFree, Guidance, Multistage, Stage, guided
 from ldm import LatentDiffusion
 from ldm.text import Texts

@@ -14,8 +14,9 @@ from pathlib import Path
 import wandb  # noqa: F401  so that its import is not measured
 from hydra import compose, initialize_config_dir
 
-from experiments import cli, drawing
-from experiments.logger import Logger
+from experiments import files
+from experiments.run import draw
+from experiments.run.logger import Logger
 
 BAR = 0.05
 RUNS = {
@@ -39,14 +40,14 @@ def main(pictures: int) -> int:
 
 def measure(overrides: list[str]) -> tuple[float, float, float]:
     """Seconds of sampling and decoding, of the rest of the run, and what of this the logger's start and end took."""
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+    with initialize_config_dir(str(files.CONF), version_base="1.3"):
         cfg = compose("sample", ["prompt=a red apple", *overrides])
-    job = drawing.prepare(cfg)
+    job = draw.prepare(cfg)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         with Logger(cfg.logger, job.settings, Path(folder)) as logger:
             begun = time.perf_counter()
-            records = drawing.draw(job, Path(folder), logger)
+            records = draw.draw(job, Path(folder), logger)
             drawn = time.perf_counter()
         end = time.perf_counter()
     sampling = sum(record["seconds"] for record in records or [])

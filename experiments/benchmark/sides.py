@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import build
+from experiments.run import build
 from guidance import ClassifierFree, Guidance, guided
 from ldm import LatentDiffusion, checkpoint, load_model
 from ldm.config import SD1, ModelConfig
@@ -58,7 +58,7 @@ def folder_of(model: str, folder: Path) -> Path:
 
 
 def compiled(function: Any, wanted: bool) -> Any:
-    """torch.compile: inductor, and CUDA graphs on a GPU, as `experiments.build.network` compiles our U-Net."""
+    """torch.compile: inductor, and CUDA graphs on a GPU, as `experiments.run.build.network` compiles our U-Net."""
     mode = "reduce-overhead" if torch.cuda.is_available() else "default"
     return torch.compile(function, mode=mode) if wanted else function
 

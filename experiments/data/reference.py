@@ -9,11 +9,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 from PIL import Image
 
-from experiments import cli
-from experiments.data.emoji import EmojiScenes, World, load_atlas
-from experiments.parts import numbers
+from experiments.emoji.world import EmojiScenes, World, load_atlas, numbers
+from experiments.files import write
 from experiments.pictures import save_png
-from experiments.runs import write
+from experiments.run import cli
 
 
 def main(cfg: DictConfig) -> None:

@@ -12,9 +12,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from experiments import drawing
 from experiments.metrics import Bench, Result
 from experiments.metrics.folders import FinishedRun
+from experiments.run import draw
 from guidance import Branch, Guidance
 from ldm.text import Texts
 from samplers import ImageNoise, Step
@@ -56,7 +56,7 @@ class EffectiveScale:
         if type(self.pictures) is not int or self.pictures < 1:
             raise ValueError(f"pictures={self.pictures}: must be a whole number of at least 1")
         again = {**run.config, "device": str(bench.device), "logger": {"name": "none"}, "shard": "0/1"}
-        job = drawing.prepare(OmegaConf.create(again))
+        job = draw.prepare(OmegaConf.create(again))
         plan = [picture for batch in job.batches for picture in batch][: self.pictures]
         size = job.cfg.batch_size
         seen = [projections(job, plan[i : i + size], i) for i in range(0, len(plan), size)]
@@ -73,12 +73,12 @@ class EffectiveScale:
 
 
 @torch.inference_mode()
-def projections(job: drawing.Job, batch: list[tuple[int, int]], first: int) -> dict[str, Any]:
+def projections(job: draw.Job, batch: list[tuple[int, int]], first: int) -> dict[str, Any]:
     """Scale and cosine [S, B] of a batch of the plan that begins at its picture `first`, and the timesteps."""
     prompts, seeds = [job.prompts[p] for p, _ in batch], [seed for _, seed in batch]
     noise = ImageNoise(seeds, job.model.latent_shape(*job.size), job.device)
     x_T = noise() if job.noise is None else job.noise[first:][: len(batch)].to(job.device)
     probe = Projection(job.guidance)
-    drawing.sample(job.model, probe, partial(job.sampler, noise=noise), x_T, prompts, lambda: None)
+    draw.sample(job.model, probe, partial(job.sampler, noise=noise), x_T, prompts, lambda: None)
     steps = {key: torch.stack([step[key] for step in probe.steps]) for key in ("scale", "cosine")}
     return {**steps, "t": [step["t"] for step in probe.steps]}

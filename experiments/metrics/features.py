@@ -3,8 +3,8 @@
 Letters of shapes: N pictures, D features.
 """
 
-import hashlib
 import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,11 +16,11 @@ from hydra.utils import get_object
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.cli import say
-from experiments.judge import WEIGHTS as JUDGE
-from experiments.judge import load_judge
+from experiments.emoji.judge import WEIGHTS as JUDGE
+from experiments.emoji.judge import Judge, Verdict, load_judge
+from experiments.files import say, sha256
 from experiments.metrics import Bench, optional
-from experiments.metrics.folders import FinishedRun, Pictures
+from experiments.metrics.folders import FinishedRun, Pictures, read, to_tensor
 
 EXTRACTORS = {name: f"experiments.metrics.features.{name.title()}Features" for name in ("inception", "judge")}
 PUBLISHED = "6726825d"  # the sha256 of torch-fidelity's Inception weights begins so
@@ -116,14 +116,6 @@ def inception_weights(given: Path | None, url: str) -> Path:
     return path
 
 
-def sha256(*paths: Path) -> str:
-    """Of the files' contents, one after the other."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def load_extractor(name: str | None, weights: str | None, run: FinishedRun, device: torch.device) -> Extractor:
     """By name, or by the dotted name of a class. None: the judge for the embedded model's runs, else Inception."""
     name = name or ("judge" if run.emoji else "inception")
@@ -180,3 +172,11 @@ def rank_warnings(pictures: Pictures, features: Features) -> list[str]:
         f"{pictures.folder.name}: {count} pictures are no more than the {width} features, so their covariance has "
         f"rank {count - 1} at most and the distance is too high: compare it at this count alone"
     ]
+
+
+def verdicts(judge: Judge, run: FinishedRun, bench: Bench) -> Iterator[tuple[int, Verdict]]:
+    """Batches of a run's pictures before the judge: the index of the first, and what is found."""
+    for i in tqdm(range(0, len(run.pictures.files), bench.batch_size), desc="judge", leave=False):
+        images = [to_tensor(read(path))[None] for path in run.pictures.files[i : i + bench.batch_size]]
+        pixels = torch.cat([judge_input(image, judge.config.image_size) for image in images])
+        yield i, judge(pixels.to(bench.device))

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments.runs import read_lines
+from experiments.files import read_lines
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises of a broken file

@@ -1,19 +1,18 @@
 """What the emoji world's judge finds in pictures of what their prompts ask for."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-from experiments.judge import WEIGHTS, Judge, JudgeConfig, Verdict, load_judge
+from experiments.emoji.judge import WEIGHTS, JudgeConfig, Verdict, load_judge
+from experiments.files import sha256
 from experiments.metrics import Bench, Result
 from experiments.metrics.estimates import Estimate
-from experiments.metrics.features import judge_input, sha256
-from experiments.metrics.folders import FinishedRun, read, to_tensor
+from experiments.metrics.features import verdicts
+from experiments.metrics.folders import FinishedRun
 
 # words that part an object's phrase from what stands before it
 BETWEEN = {"a", "an", "the", "and", "or", "of", "to", "in", "on", "at", "with", "by", "next", "beside", "above",
@@ -74,14 +73,6 @@ class JudgeMetric:
         per_image = [{"file": r["file"], **score} for r, score in zip(run.records, scores, strict=True)]
         about = {"judge": {"weights_sha256": sha256(folder / "model.safetensors"), **asdict(judge.config)}}
         return Result(value, details, per_image, about, [*silent(asked), *certain({"judge": value, **details})])
-
-
-def verdicts(judge: Judge, run: FinishedRun, bench: Bench) -> Iterator[tuple[int, Verdict]]:
-    """Batches of a run's pictures before the judge: the index of the first, and what is found."""
-    for i in tqdm(range(0, len(run.pictures.files), bench.batch_size), desc="judge", leave=False):
-        images = [to_tensor(read(path))[None] for path in run.pictures.files[i : i + bench.batch_size]]
-        pixels = torch.cat([judge_input(image, judge.config.image_size) for image in images])
-        yield i, judge(pixels.to(bench.device))
 
 
 def parse(texts: tuple[str, ...], config: JudgeConfig) -> list[Asked]:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from experiments.judge import WEIGHTS, load_judge
+from experiments.emoji.judge import WEIGHTS, load_judge
+from experiments.files import sha256
 from experiments.metrics import Bench, Result
-from experiments.metrics.features import sha256
 from experiments.metrics.folders import FinishedRun
-from experiments.metrics.judge import verdicts
+from experiments.metrics.features import verdicts
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from experiments.files import sha256
 from experiments.metrics import Bench, Result, optional
-from experiments.metrics.clip_score import cut_warnings
-from experiments.metrics.features import sha256
+from experiments.metrics.clip import cut_warnings
 from experiments.metrics.folders import FinishedRun, read
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from experiments.metrics import Bench, Result
-from experiments.metrics.clip_score import ClipScore, load_clip
+from experiments.metrics.clip import clip_meant, load_clip
 from experiments.metrics.folders import FinishedRun, read
 
 
@@ -31,9 +31,8 @@ class WordChoice:
         asked = [i for i, prompts in enumerate(rivals) if prompts]
         if not asked:
             raise ValueError(f"no prompt holds exactly one of {', '.join(self.words)}")
-        network, preprocess, tokenizer, about = load_clip(
-            *ClipScore(self.model, self.pretrained).chosen(run), bench.device
-        )
+        model, pretrained = clip_meant(self.model, self.pretrained, run)
+        network, preprocess, tokenizer, about = load_clip(model, pretrained, bench.device)
         right: list[float | None] = [None] * len(rivals)
         margins: list[float | None] = [None] * len(rivals)
         with torch.inference_mode():

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments.attention_maps import average
-from experiments.data.emoji import Object, Scene
+from experiments.attention.maps import average
+from experiments.emoji.world import Object, Scene
 from experiments.metrics import Bench, Result
 from experiments.metrics.estimates import Estimate
 from experiments.pictures import save_png, to_image

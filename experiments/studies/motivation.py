@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments import build
-from experiments.data.emoji import LAYOUTS, Object, Scene
+from experiments.emoji.world import LAYOUTS, Object, Scene
 from experiments.metrics import Bench, Result
 from experiments.metrics.estimates import Bootstrap, Estimate, interval
 from experiments.pictures import save_png, to_image
+from experiments.run import build
 from experiments.studies.scenes import (
     PICTURED,
     Noised,

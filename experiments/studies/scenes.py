@@ -14,12 +14,11 @@ from PIL import Image, ImageColor
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments import build
-from experiments.attention_pictures import HEAT, NO_WORD, PALETTE, enlarge, join, legend, text_lines, tinted
-from experiments.data.emoji import EmojiScenes, Object, Scene, World, collate, load_atlas
+from experiments.attention.sheets import HEAT, NO_WORD, PALETTE, enlarge, join, legend, text_lines, tinted
+from experiments.emoji.world import EmojiScenes, Object, Scene, World, collate, load_atlas, numbers
 from experiments.metrics import Bench
-from experiments.parts import numbers
 from experiments.pictures import sheet
+from experiments.run import build
 from guidance import Branch, guided
 from guidance.branch import Predict
 from ldm import LatentDiffusion

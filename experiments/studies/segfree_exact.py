@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from experiments.attention_maps import average, owner_map, word_votes
-from experiments.data.emoji import Scene
+from experiments.attention.maps import average, owner_map, word_votes
+from experiments.emoji.world import Scene
 from experiments.metrics import Bench, Result
 from experiments.pictures import save_png, to_image
 from experiments.studies.scenes import (

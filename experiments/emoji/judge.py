@@ -1,0 +1,99 @@
+"""The referee of the emoji world: says which objects a picture shows, where, and in which colours.
+
+It is trained on scenes alone and shares no weights with the model that it judges.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from experiments.files import write
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "ldm" / "weights" / "emoji_judge"
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    concepts: tuple[str, ...]
+    colours: tuple[str, ...]
+    image_size: int
+    channels: tuple[int, ...]  # of each level; the first works at half of the image's size
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Logits. K concepts, C colours."""
+
+    presence: Tensor  # [B, K]: whether the concept is in the picture
+    labels: Tensor  # [B, 1 + K, H, W]: nothing, or a concept
+    colours: Tensor  # [B, C, H, W]: which colour word fits a pixel of an object best
+    features: Tensor  # [B, channels[-1]]: what Frechet distances are measured in
+
+    def colour_of(self, concept: int) -> Tensor:
+        """Probabilities [B, C] of the colour words for a concept, averaged over the pixels that show it."""
+        weight = self.labels.softmax(dim=1)[:, 1 + concept, None]
+        return (self.colours.softmax(dim=1) * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3))
+
+
+class Block(nn.Module):
+    """A convolution block with a residual path."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1)
+        self.norm1 = nn.GroupNorm(8, c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1)
+        self.norm2 = nn.GroupNorm(8, c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.norm1(self.conv1(x)))
+        return x + F.silu(self.norm2(self.conv2(x)))
+
+
+class Judge(nn.Module):
+    """A small U-shaped convolutional network: images [B, 3, H, W] in [-1, 1] -> Verdict."""
+
+    def __init__(self, config: JudgeConfig):
+        super().__init__()
+        self.config = config
+        widths = config.channels
+        self.down = nn.ModuleList(Block(a, b, 2) for a, b in zip((3, *widths), widths, strict=False))
+        self.up = nn.ModuleList(Block(a + b, b) for a, b in zip(widths[:0:-1], widths[-2::-1], strict=True))
+        self.presence = nn.Linear(2 * widths[-1], len(config.concepts))
+        self.pixels = nn.Conv2d(widths[0], 1 + len(config.concepts) + len(config.colours), 1)
+
+    def forward(self, images: Tensor) -> Verdict:
+        x, skips = images, []
+        for block in self.down:
+            x = block(x)
+            skips.append(x)
+        features = x.mean(dim=(2, 3))
+        presence = self.presence(torch.cat([features, x.amax(dim=(2, 3))], dim=1))
+        for block, skip in zip(self.up, skips[-2::-1], strict=True):
+            x = block(torch.cat([F.interpolate(x, scale_factor=2.0), skip], dim=1))
+        pixels = F.interpolate(self.pixels(x).float(), scale_factor=2.0, mode="bilinear")
+        labels, colours = pixels.split([1 + len(self.config.concepts), len(self.config.colours)], dim=1)
+        return Verdict(presence.float(), labels, colours, features.float())
+
+
+def save_judge(judge: Judge, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.half().contiguous() for name, value in judge.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    write(folder / "config.json", json.dumps(asdict(judge.config), indent=1) + "\n")
+
+
+def load_judge(folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> Judge:
+    """The judge of a folder that a training wrote. Raises ValueError if there is none."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"no judge in {folder}: `python -m experiments.train part=small/judge` makes one")
+    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    judge = Judge(JudgeConfig(**fields))
+    judge.load_state_dict(load_file(folder / "model.safetensors"))
+    return judge.float().to(device).eval().requires_grad_(False)

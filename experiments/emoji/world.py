@@ -1,0 +1,358 @@
+"""The emoji world: scenes composed of emoji, of which the whole truth is known (caption, objects, boxes, masks).
+
+Icons come from npm packages of Iconify (never committed here), are rendered once into an atlas, and a scene is then a
+deterministic function of (seed, index), made in a fraction of a millisecond.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ldm.text import Tokenizer
+
+Colour = tuple[int, int, int]  # RGB, 0 .. 255
+LAYOUTS = {"one": 1, "beside": 2, "above": 2, "three": 3}  # how objects may stand, and how many they are
+
+
+@dataclass(frozen=True)
+class World:
+    """What there is to see and how it is told: the content of one file in conf/world.
+
+    A caption is a template of the scene's layout with a ground behind it. {0}, {1}, {2} stand for the objects, from
+    left to right or from top to bottom, {background} for the background's word.
+    """
+
+    name: str
+    image_size: int  # pixels, both sides
+    concepts: dict[str, str]  # noun in captions -> icon name in the packages
+    styles: dict[str, str]  # style word in captions -> npm package under @iconify-json
+    colours: dict[str, Colour]  # word -> what an object may be tinted with
+    backgrounds: dict[str, Colour]
+    sizes_one: dict[str, tuple[int, ...]]  # size word -> sides in pixels of an object that is alone
+    sizes_more: dict[str, tuple[int, ...]]  # and of one among others: at most half the image
+    layouts: dict[str, float]  # the share of the scenes with each of LAYOUTS
+    templates: dict[str, tuple[str, ...]]  # for each layout
+    grounds: tuple[str, ...]  # what a caption says of its background
+    share_tinted: float = 0.4  # of the objects are tinted, and always told so
+    share_styled: float = 0.3  # of the objects are told with their style
+    share_sized: float = 0.2  # of the objects are told with their size
+    share_held_out: float = 0.12  # of the combinations never appear in training
+    split_seed: int = 0  # which those are
+
+    def __post_init__(self) -> None:
+        if max(self.sides(1)) > self.image_size or max(self.sides(2)) > self.image_size // 2:
+            raise ValueError(f"objects do not fit: sizes_one up to {self.image_size}, sizes_more up to half of that")
+        if not self.layouts.keys() <= LAYOUTS.keys() or abs(sum(self.layouts.values()) - 1) > 1e-6:
+            raise ValueError(f"layouts: shares of {', '.join(LAYOUTS)} that sum to 1, not {dict(self.layouts)}")
+
+    def sides(self, count: int) -> list[int]:
+        """The sides that an object may have among `count`."""
+        return [side for sides in (self.sizes_one if count == 1 else self.sizes_more).values() for side in sides]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What an object looks like."""
+
+    label: str
+    style: str
+    colour: str | None  # None: as its style draws it
+    size: str
+
+
+@dataclass(frozen=True)
+class Object(Look):
+    box: tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom exclusive
+    mask: Tensor  # bool [H, W]
+    tokens: tuple[int, int]  # its words' positions in the tokenized caption; the second exclusive
+
+
+@dataclass(frozen=True)
+class Scene:
+    image: Tensor  # uint8 [3, H, W]
+    caption: str
+    objects: tuple[Object, ...]  # from left to right, or from top to bottom
+    layout: str
+    background: str
+
+
+# noun, style word, side in pixels -> uint8 [side, side, 4]: RGBA, colours not multiplied by opacity
+Atlas = dict[tuple[str, str, int], np.ndarray]
+
+
+def load_icons(folder: Path, package: str) -> dict[str, Any]:
+    """icons.json of an Iconify package in the folder: the .tgz that `npm pack` leaves there, or unpacked beside it."""
+    command = f"run `npm pack @iconify-json/{package}` in {folder}"
+    found = sorted(folder.glob(f"iconify-json-{package}-[0-9]*"))
+    if not found:
+        raise ValueError(f"the icon package {package} is missing: {command}")
+    try:
+        if found[-1].is_dir():
+            icons = json.loads((found[-1] / "package" / "icons.json").read_text(encoding="utf-8"))
+        else:
+            with tarfile.open(found[-1]) as archive:
+                file = archive.extractfile("package/icons.json")
+                assert file is not None
+                icons = json.load(file)
+        icons["icons"]
+        return icons
+    except (OSError, EOFError, KeyError, TypeError, ValueError, tarfile.TarError, zlib.error) as error:
+        raise ValueError(f"the icon package {found[-1]} is damaged ({error}): {command} again") from error
+
+
+def render(icons: dict[str, Any], name: str, side: int) -> np.ndarray:
+    """One icon as uint8 [side, side, 4]: RGBA, colours not multiplied by opacity."""
+    import resvg_py  # only here, so that a rendered atlas needs no renderer
+
+    icon = icons["icons"][icons.get("aliases", {}).get(name, {"parent": name})["parent"]]
+    box = {"left": 0, "top": 0, "width": 16, "height": 16}  # Iconify's defaults, under the package's, under the icon's
+    left, top, width, height = (icon.get(key, icons.get(key, default)) for key, default in box.items())
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {width} {height}" width="{side}" height="{side}">{icon["body"]}</svg>'
+    )
+    png = bytes(resvg_py.svg_to_bytes(svg_string=svg))
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
+
+
+def load_atlas(world: World, folder: Path, cache: Path) -> Atlas:
+    """Every object of the world at every side it may have: rendered from the packages in `folder`, kept in `cache`.
+
+    Raises ValueError, naming the package, for one that is missing, damaged or without an icon of the world.
+    """
+    sides = sorted({*world.sides(1), *world.sides(2)})
+    packages = sorted(path.name for path in folder.glob("*"))
+    what = json.dumps([world.concepts, world.styles, sides, packages])
+    file = cache / f"atlas-{hashlib.blake2b(what.encode(), digest_size=8).hexdigest()}.npz"
+    if not file.exists():
+        rendered = {}
+        for style, package in world.styles.items():
+            icons = load_icons(folder, package)
+            missing = sorted(set(world.concepts.values()) - icons["icons"].keys() - icons.get("aliases", {}).keys())
+            if missing:
+                raise ValueError(f"the icon package {package} has no icon {', '.join(missing)}")
+            for noun, side in itertools.product(world.concepts, sides):
+                rendered[f"{noun}|{style}|{side}"] = render(icons, world.concepts[noun], side)
+        cache.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(".tmp.npz")
+        np.savez_compressed(part, allow_pickle=False, **rendered)
+        part.replace(file)
+    atlas = {}
+    with np.load(file) as stored:
+        for noun, style, side in itertools.product(world.concepts, world.styles, sides):
+            atlas[noun, style, side] = stored[f"{noun}|{style}|{side}"]
+    return atlas
+
+
+def is_held_out(world: World, combination: tuple[str, ...]) -> bool:
+    """Whether scenes with this combination are kept out of training: a coin thrown by a hash of its words."""
+    text = "|".join([str(world.split_seed), *combination])
+    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    return number / 2**64 < world.share_held_out
+
+
+def combinations(looks: Sequence[Look], background: str) -> list[tuple[str, ...]]:
+    """What the split looks at: each object with the background, and each pair of concepts with a colour in it."""
+    found: list[tuple[str, ...]] = [("object", o.label, o.style, o.colour or "", background) for o in looks]
+    for one, other in itertools.combinations(looks, 2):
+        pair = ("pair", *sorted((one.label, other.label)))
+        found += [(*pair, o.colour) if o.colour else (*pair, "", background) for o in (one, other)]
+    return found
+
+
+def tint(rgba: np.ndarray, colour: Colour) -> np.ndarray:
+    """An icon in shades of one colour: its median brightness becomes the colour, the rest a ramp from dark to light."""
+    brightness = rgba[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    shade = 0.7 + 0.9 * (brightness - np.median(brightness[rgba[..., 3] > 0.5]))
+    pure = np.asarray(colour, dtype=np.float32) / 255
+    ramp = zip(0.25 * pure, pure, 0.5 * pure + 0.5, strict=True)
+    return np.stack([*(np.interp(shade, (0, 0.7, 1), levels) for levels in ramp), rgba[..., 3]], axis=-1)
+
+
+def phrase(words: str) -> str:
+    """ "cat" -> "a cat", "emojione cat" -> "an emojione cat"."""
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+class EmojiScenes(Dataset):
+    """Scenes of a world, each a function of (seed, index).
+
+    `split` is "train" or "held_out". Every held-out scene shows a combination that no training scene does, and its
+    caption names all of it (styles and background), so the caption too is one that training never sees. `layouts` and
+    `tinted` narrow the scenes to some kind: every object tinted, or none.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        atlas: Atlas,
+        split: str = "train",
+        seed: int = 0,
+        length: int = 1_000_000,
+        layouts: tuple[str, ...] = tuple(LAYOUTS),
+        tinted: bool | None = None,
+    ):
+        assert split in ("train", "held_out"), split
+        self.world, self.atlas, self.split, self.seed, self.length = world, atlas, split, seed, length
+        self.tinted = tinted
+        self.shares = {layout: share for layout, share in world.layouts.items() if layout in layouts}
+        self.nouns, self.styles, self.backgrounds = list(world.concepts), list(world.styles), list(world.backgrounds)
+        self.tokenizer = Tokenizer(pad_id=0)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Scene:
+        rng, layout, looks, background = self.plan(index)
+        caption, phrases = self.tell(rng, layout, looks, background)
+        image, boxes, masks = self.compose(rng, layout, looks, background)
+        objects = []
+        for look, words, box, mask in zip(looks, phrases, boxes, masks, strict=True):
+            before, upto = (self.tokenizer.bpe.encode(caption[:end]) for end in words)
+            objects.append(Object(**vars(look), box=box, mask=mask, tokens=(1 + len(before), 1 + len(upto))))
+        return Scene(image, caption, tuple(objects), layout, background)
+
+    def caption(self, index: int) -> tuple[str, list[Look]]:
+        """A scene's caption and what it tells, without drawing the scene: no atlas is needed."""
+        rng, layout, looks, background = self.plan(index)
+        return self.tell(rng, layout, looks, background)[0], looks
+
+    def plan(self, index: int) -> tuple[np.random.Generator, str, list[Look], str]:
+        """What is in a scene: layout, objects, background; and the generator for everything after."""
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        rng = np.random.default_rng([self.seed, index, self.split == "held_out"])
+        shares = np.cumsum(list(self.shares.values()))
+        # drawn once, so that the split leaves the shares alone
+        layout = list(self.shares)[int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))]
+        for _ in range(1000):
+            looks, background = self.draw(rng, LAYOUTS[layout])
+            held_out = any(is_held_out(self.world, c) for c in combinations(looks, background))
+            if held_out == (self.split == "held_out"):
+                return rng, layout, looks, background
+        raise ValueError(f"share_held_out={self.world.share_held_out} leaves no {self.split} scenes of layout {layout}")
+
+    def draw(self, rng: np.random.Generator, count: int) -> tuple[list[Look], str]:
+        """Objects with all their labels different, and a background's word."""
+        world, looks = self.world, []
+        sizes = world.sizes_one if count == 1 else world.sizes_more
+        for i in rng.permutation(len(self.nouns))[:count]:
+            style = self.styles[rng.integers(len(self.styles))]
+            tinted = rng.random() < world.share_tinted if self.tinted is None else self.tinted
+            colour = list(world.colours)[rng.integers(len(world.colours))] if tinted else None
+            size = rng.choice([word for word, sides in sizes.items() for _ in sides])
+            looks.append(Look(self.nouns[i], style, colour, str(size)))
+        return looks, self.backgrounds[rng.integers(len(self.backgrounds))]
+
+    def compose(
+        self, rng: np.random.Generator, layout: str, looks: list[Look], background: str
+    ) -> tuple[Tensor, list[tuple[int, int, int, int]], list[Tensor]]:
+        """The picture, and each object's box and mask. Each object lies anywhere inside a cell of its own."""
+        size, half = self.world.image_size, self.world.image_size // 2
+        canvas = np.empty((size, size, 3), dtype=np.float32)
+        canvas[:] = np.asarray(self.world.backgrounds[background], dtype=np.float32) / 255
+        cells = {  # left, top, width, height
+            "one": [(0, 0, size, size)],
+            "beside": [(0, 0, half, size), (half, 0, half, size)],
+            "above": [(0, 0, size, half), (0, half, size, half)],
+            "three": [(0, 0, half, half), (half, 0, half, half), (half // 2, half, half, half)],
+        }[layout]
+        sizes = self.world.sizes_one if layout == "one" else self.world.sizes_more
+        boxes, masks = [], []
+        for look, (x, y, width, height) in zip(looks, cells, strict=True):
+            side = int(rng.choice(sizes[look.size]))
+            left, top = x + int(rng.integers(width - side + 1)), y + int(rng.integers(height - side + 1))
+            rgba = self.atlas[look.label, look.style, side].astype(np.float32) / 255
+            if look.colour is not None:
+                rgba = tint(rgba, self.world.colours[look.colour])
+            patch = canvas[top : top + side, left : left + side]
+            patch += rgba[..., 3:] * (rgba[..., :3] - patch)
+            mask = np.zeros((size, size), dtype=bool)
+            mask[top : top + side, left : left + side] = rgba[..., 3] > 0.5
+            rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+            boxes.append((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
+            masks.append(torch.from_numpy(mask))
+        pixels = np.ascontiguousarray((canvas * 255).round().astype(np.uint8).transpose(2, 0, 1))
+        return torch.from_numpy(pixels), boxes, masks
+
+    def tell(
+        self, rng: np.random.Generator, layout: str, looks: list[Look], background: str
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """A caption, and where in it each object's words begin and end.
+
+        In training it may leave out styles and background; held out, it names them all. Sizes are named now and then.
+        """
+        world, everything = self.world, self.split == "held_out"
+        phrases = []
+        for look in looks:
+            size = look.size if rng.random() < world.share_sized else None
+            style = look.style if everything or rng.random() < world.share_styled else None
+            phrases.append(phrase(" ".join(filter(None, (size, look.colour, style, look.label)))))
+        grounds = [ground for ground in world.grounds if "{background}" in ground or not everything]
+        templates = world.templates[layout]
+        template = templates[rng.integers(len(templates))] + grounds[rng.integers(len(grounds))]
+        caption, places = "", {}
+        for text, field, _, _ in Formatter().parse(template):
+            words = "" if field is None else background if field == "background" else phrases[int(field)]
+            places[field] = (len(caption + text), len(caption + text + words))
+            caption += text + words
+        return caption, [places[str(i)] for i in range(len(looks))]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B scenes as tensors: what a training takes at once."""
+
+    images: Tensor  # uint8 [B, 3, H, W]
+    captions: list[str]
+    labels: Tensor  # uint8 [B, H, W]: 1 + the index of the concept at each pixel, 0 where there is none
+    colours: Tensor  # uint8 [B, H, W]: 1 + the index of the tint at each pixel, 0 where there is none
+
+    def to(self, device: str) -> "Batch":
+        return Batch(self.images.to(device), self.captions, self.labels.to(device), self.colours.to(device))
+
+    def pixels(self) -> Tensor:
+        """The images in [-1, 1], in channels-last memory."""
+        return self.images.to(memory_format=torch.channels_last).float() / 127.5 - 1
+
+
+def collate(scenes: list[Scene], world: World) -> Batch:
+    concepts, colours = list(world.concepts), [None, *world.colours]
+    maps = torch.zeros(2, len(scenes), world.image_size, world.image_size, dtype=torch.uint8)
+    for i, scene in enumerate(scenes):
+        for thing in scene.objects:
+            maps[0, i][thing.mask] = 1 + concepts.index(thing.label)
+            maps[1, i][thing.mask] = colours.index(thing.colour)
+    images = torch.stack([scene.image for scene in scenes])
+    return Batch(images, [scene.caption for scene in scenes], *maps)
+
+
+def batch(scenes: EmojiScenes, indices: range) -> Batch:
+    return collate([scenes[i] for i in indices], scenes.world)
+
+
+def numbers(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
+    """A group's values, with lists as the tuples that frozen dataclasses hold."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+
+
+def pixels(scenes: EmojiScenes, count: int) -> Iterator[Tensor]:
+    """The first `count` images in [-1, 1], at most 32 at a time."""
+    for i in range(0, count, 32):
+        yield batch(scenes, range(i, min(i + 32, count))).pixels()

@@ -1,0 +1,93 @@
+"""CLIPs of open_clip, for the metrics that look at pictures through one."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from experiments.files import sha256
+from experiments.metrics.folders import FinishedRun
+
+EMBEDDED = Path(__file__).resolve().parents[2] / "ldm" / "weights" / "emoji_clip"
+
+
+PAPERS = "ViT-g-14", "laion2b_s34b_b88k"
+
+
+def load_clip(model: str, pretrained: str | None, device: torch.device) -> tuple[Any, Callable, Callable, dict]:
+    """The network, its picture and text preprocessing, and what is to be said of it. Raises ValueError."""
+    import open_clip  # takes seconds
+
+    folder = Path(model)
+    try:
+        if folder.is_dir() or folder == EMBEDDED:
+            network, preprocess, digest = load_folder(folder)
+            about = {"model": folder.name, "weights_sha256": digest}
+            model = f"local-dir:{folder}"
+        elif model not in open_clip.list_models():
+            raise ValueError(f"model={model}: neither a folder nor a name of open_clip's, such as {PAPERS[0]}")
+        elif pretrained is None:
+            tags = open_clip.list_pretrained_tags_by_model(model)
+            raise ValueError(f"model={model}: say pretrained=FILE, or one of {', '.join(tags) or 'no tags'}")
+        else:
+            network, preprocess = open_clip.create_model_from_pretrained(model, pretrained)
+            about = {"model": model, "pretrained": pretrained}
+    except (RuntimeError, OSError, KeyError) as error:  # of a missing file, a closed network or a wrong shape
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"the weights {pretrained or 'in the folder'} of {model} cannot be had: {reason}") from error
+    return network.to(device).eval(), preprocess, open_clip.get_tokenizer(model), about
+
+
+def load_folder(folder: Path) -> tuple[Any, Callable, str]:
+    """Network, picture preprocessing and hash of a folder as open_clip writes it, its weights in one file or in shards.
+
+    Without a preprocess_cfg it takes pixels in [-1, 1], as experiments.training.parts trains it.
+    """
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    files = sorted(folder.glob("open_clip_model*.safetensors"))
+    if not files or not (folder / "open_clip_config.json").is_file():
+        raise ValueError(f"no CLIP in {folder}: `python -m experiments.train part=small/clip` makes one")
+    with quiet():
+        network = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
+    network.load_state_dict({name: value for file in files for name, value in load_file(file).items()})
+    settings = dict(network.visual.preprocess_cfg)
+    if "preprocess_cfg" not in json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8")):
+        settings |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return network, image_transform_v2(PreprocessCfg(**settings), is_train=False), sha256(*files)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """open_clip warns of a network without weights, which it gets right after."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def is_cut(tokenizer: Callable, prompt: str, context: int) -> bool:
+    """Whether a prompt has more tokens than CLIP reads: with more room, something stands where padding would."""
+    padding = tokenizer([""])[0, -1]
+    return bool((tokenizer([prompt], context_length=8 * context)[0, context:] != padding).any())
+
+
+def cut_warnings(cut: list[str], context: int) -> list[str]:
+    if not cut:
+        return []
+    return [f"{len(cut)} prompts have more than {context} tokens, of which the rest was not read: {cut[0][:60]!r}, ..."]
+
+
+def clip_meant(model: str | None, pretrained: str | None, run: FinishedRun) -> tuple[str, str | None]:
+    """Returns the CLIP to use: the one named, else the embedded one for the embedded model's runs, else the paper's."""
+    if model is None and run.emoji:
+        return str(EMBEDDED), None
+    name = model or PAPERS[0]
+    return name, pretrained or (PAPERS[1] if name == PAPERS[0] else None)

@@ -1,0 +1,155 @@
+"""python -m experiments.evaluate run=FOLDER metrics=[...]: measures of a finished run. See conf/evaluate.yaml."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from experiments.files import commit, write
+from experiments.metrics import Bench, Metric, Result
+from experiments.metrics.estimates import Bootstrap, compare
+from experiments.metrics.folders import FinishedRun, open_run
+from experiments.run import build
+
+PACKAGES = ("torch", "numpy", "pillow", "open_clip_torch", "torch-fidelity", "transformers")
+
+
+def evaluate(
+    folder: Path, metrics: Mapping[str, Any], bench: Bench, against: Path | None = None, again: bool = True
+) -> dict[str, dict[str, Any]]:
+    """Measure a run folder; what FOLDER/metrics/NAME.json holds, by the metrics' names.
+
+    `metrics` maps each name to its settings, as in conf/metrics. `against` is another run, whose pictures are compared
+    with those of the same prompts and seeds here, for every metric that scores single pictures. Without `again` a
+    result that is there already, of the same pictures under the same settings, is taken as it is.
+    Raises ValueError naming the metric and what it lacks; the results before it are kept.
+    """
+    made: dict[str, Metric] = {name: build.create(settings, f"metrics.{name}") for name, settings in metrics.items()}
+    run, other = open_run(folder), None if against is None else open_run(against)
+    results = {}
+    for name, metric in made.items():
+        old = read_result(folder, name)
+        if again or old is None or any(old.get(key) != value for key, value in basis(metric, run, bench).items()):
+            store(folder, name, measure(name, metric, run, other, bench))
+        results[name] = read_result(folder, name) or {}
+    return results
+
+
+def basis(metric: Metric, run: FinishedRun, bench: Bench) -> dict[str, Any]:
+    """What a result depends on, beside the code and the files that the settings name."""
+    return plain({"settings": metric, "bootstrap": bench.bootstrap, "run": run.pictures.described()})
+
+
+def store(folder: Path, name: str, result: dict[str, Any]) -> None:
+    (folder / "metrics").mkdir(exist_ok=True)
+    text = json.dumps({"metric": name, **result}, indent=1, allow_nan=False)
+    write(folder / "metrics" / f"{name}.json", text + "\n")
+
+
+def read_result(folder: Path, name: str) -> dict[str, Any] | None:
+    """What was stored in a run folder under a metric's name."""
+    path = folder / "metrics" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def measure(name: str, metric: Metric, run: FinishedRun, other: FinishedRun | None, bench: Bench) -> dict[str, Any]:
+    """What a metric says of a run, in JSON's types."""
+    try:
+        result = metric.measure(run, bench)
+        versus = None
+        if other is not None and result.per_image:
+            versus = compare_runs(run, result, other, metric.measure(other, bench), bench.bootstrap)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    found = described(result) | {"against": plain(versus)} | basis(metric, run, bench)
+    return found | {"warnings": [*run.pictures.warnings, *result.warnings]}
+
+
+def described(result: Result) -> dict[str, Any]:
+    """A result in JSON's types, with the code that it was had with."""
+    return plain(
+        {
+            **asdict(result.estimate),
+            "details": result.details,
+            "about": result.about,
+            "commit": commit(),
+            "versions": {package: v for package in PACKAGES if (v := installed(package))},
+            "warnings": result.warnings,
+            "per_image": result.per_image,
+        }
+    )
+
+
+def compare_runs(
+    run: FinishedRun, ours: Result, other: FinishedRun, theirs: Result, bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Each score of the pictures that have a counterpart: the same prompts and seed in the other run."""
+    keys, their_keys = pair_keys(run), pair_keys(other)
+    scores = dict(zip(their_keys, theirs.per_image, strict=True))
+    pairs = [(key, mine, scores[key]) for key, mine in zip(keys, ours.per_image, strict=True) if key in scores]
+    if not pairs:
+        raise ValueError(f"against={other.folder}: has no picture of the same prompt and seed")
+    found: dict[str, Any] = {"run": other.pictures.described(), "pairs": len(pairs)}
+    found["unpaired"] = len(keys) + len(their_keys) - 2 * len(pairs)
+    for name in ours.per_image[0]:
+        known = [(key, a[name], b[name]) for key, a, b in pairs if is_score(a[name]) and is_score(b[name])]
+        if known:
+            some_keys, mine, yours = zip(*known, strict=True)
+            found[name] = compare(mine, yours, [caption for caption, _ in some_keys], bootstrap)
+    return found
+
+
+def pair_keys(run: FinishedRun) -> list[tuple[tuple[str, ...], int]]:
+    return [(caption, record["seed"]) for caption, record in zip(run.captions, run.records, strict=True)]
+
+
+def is_score(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def plain(value: Any) -> Any:
+    """In JSON's types."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain(asdict(value))
+    if isinstance(value, DictConfig):
+        return OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """One line for each number: its name, value, 95 % interval and count."""
+    rows = [("metric", "value", "95 % interval", "n")]
+    for name, result in results.items():
+        rows.append((name, *cells(result)))
+        rows += [(f"  {detail}", *cells(found)) for detail, found in result["details"].items()]
+        for score, found in (result["against"] or {}).items():
+            if isinstance(found, dict) and "difference" in found:
+                rows += versus_rows(score, found)
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join(f"{a:{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in rows)
+
+
+def cells(found: dict[str, Any]) -> tuple[str, str, str]:
+    low, high = found["low"], found["high"]
+    return f"{found['value']:.4g}", "" if low is None else f"{low:.4g} .. {high:.4g}", str(found["count"])
+
+
+def versus_rows(score: str, found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """The lines of a comparison."""
+    rows = [(f"  {score}, less the other run's", *cells(found["difference"]))]
+    if found["win_rate"]:
+        rows.append((f"  {score}, won of {found['wins'] + found['losses']}", *cells(found["win_rate"])))
+    return [*rows, (f"    {found['ties']} ties, sign test p", f"{found['p']:.3g}", "", "")]

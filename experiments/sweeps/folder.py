@@ -1,0 +1,112 @@
+"""A sweep's folder as experiments.ablate leaves it, finished or not."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from experiments.files import read_lines
+
+Axes = dict[str, Any]  # a key of the config -> a cell's value of it
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting: its axes' values, what was measured, by metric, and the records of its pictures so far."""
+
+    folder: Path
+    name: str
+    axes: Axes
+    results: dict[str, dict[str, Any]]
+    records: tuple[dict[str, Any], ...]
+    error: str | None  # of a cell that failed
+    unmeasured: dict[str, str]  # metrics that could not be had, and why
+
+    def estimate(self, measure: str) -> dict[str, Any] | None:
+        """value, low, high and count of "METRIC" or "METRIC/DETAIL"; None if it was not measured."""
+        metric, _, detail = measure.partition("/")
+        found = self.results.get(metric)
+        return found["details"].get(detail) if found is not None and detail else found
+
+    def scores(self, measure: str) -> dict[str, float]:
+        """Of each picture that has one, by its file, which tells prompt and seed; empty if there are none."""
+        metric, _, detail = measure.partition("/")
+        rows = self.results.get(metric, {}).get("per_image", [])
+        field = detail or "value"
+        return {row["file"]: float(row[field]) for row in rows if isinstance(row.get(field), int | float)}
+
+    def is_at(self, where: Axes) -> bool:
+        """Whether these axes have these values, or one of these where a list stands."""
+        return all(self.axes.get(key) in (v if isinstance(v, list) else [v]) for key, v in where.items())
+
+
+@dataclass(frozen=True)
+class Sweep:
+    folder: Path
+    name: str
+    claim: str | None
+    claims: list[dict[str, Any]]
+    page: dict[str, Any]
+    command: str
+    commit: str | None
+    config: dict[str, Any]  # what all cells share
+    cells: tuple[Cell, ...]
+
+    def at(self, where: Axes) -> list[Cell]:
+        return [cell for cell in self.cells if cell.is_at(where)]
+
+    def values(self, axis: str | None) -> list[Any]:
+        """Of an axis, numbers in their order before words as they come."""
+        found: list[Any] = list(dict.fromkeys(cell.axes[axis] for cell in self.cells if axis in cell.axes))
+        return sorted(v for v in found if is_number(v)) + [v for v in found if not is_number(v)]
+
+
+def open_sweep(folder: Path) -> Sweep:
+    """Raises ValueError if there is none."""
+    if not (folder / "sweep.json").is_file():
+        raise ValueError(f"sweep={folder}: no folder of a sweep of experiments.ablate (no sweep.json in it)")
+    told = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    return Sweep(folder=folder, cells=tuple(sorted(cells(folder), key=by_numbers)), **told)
+
+
+def cells(folder: Path) -> Iterator[Cell]:
+    """In the order of their names."""
+    for path in sorted(folder.rglob("cell.json")):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        stored = sorted((path.parent / "metrics").glob("*.json"))
+        results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in stored}
+        records = [r for r in read_lines(path.parent / "samples.jsonl") if (path.parent / r["file"]).is_file()]
+        failed = path.parent / "error.txt"
+        error = failed.read_text(encoding="utf-8").strip() if failed.is_file() else None
+        missing = told.get("unmeasured", {})  # a cell that is not done yet has none
+        yield Cell(path.parent, told["name"], told["axes"], results, tuple(records), error, missing)
+
+
+def overrides(params: dict[str, Any] | None, typed: Sequence[str]) -> list[Override]:
+    """Those of an experiment's own sweep, `hydra.sweeper.params`, then those of the command line; a later one holds."""
+    own = [f"{key}={value}" for key, value in (params or {}).items()]
+    return OverridesParser.create().parse_overrides([*own, *typed])
+
+
+def by_numbers(cell: Cell) -> list[tuple[bool, float]]:
+    """Sorts cells along their numeric axes; among words their names' order stays."""
+    return [(not is_number(v), float(v) if is_number(v) else 0.0) for v in cell.axes.values()]
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class Begun(Callback):
+    """Hydra's callback that tells this process where the sweep lies that it began."""
+
+    folders: ClassVar[list[Path]] = []
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        self.folders.append(Path(config.hydra.sweep.dir))

@@ -1,0 +1,83 @@
+"""Every experiment of conf/experiment composes, for models of emoji and of photographs, and says what it measures."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from experiments import ablate
+from experiments.files import CONF
+from experiments.run import build
+from experiments.sweeps import folder as sweeps
+from experiments.sweeps.claims import SIGNS
+from samplers import Schedule
+
+NAMES = sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")} - {"grid"})  # which has no axes of its own
+MODELS = {"emoji": ["model=emoji"], "photo": ["model=sd15", "model.path=x"]}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra() -> Iterator[None]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def composed(name: str, subject: str, *overrides: str) -> DictConfig:
+    return compose("ablate", [f"experiment={name}", *MODELS[subject], *overrides], return_hydra_config=True)
+
+
+def cells(name: str) -> list[list[str]]:
+    """Overrides in which each value of each axis comes once."""
+    params = OmegaConf.to_container(composed(name, "emoji").hydra.sweeper.params)
+    parsed = sweeps.overrides(params, [])
+    axes = [[f"{o.get_key_element()}={value}" for value in o.sweep_string_iterator()] for o in parsed]
+    first = [values[0] for values in axes]
+    return [first] + [[*first[:i], v, *first[i + 1 :]] for i, values in enumerate(axes) for v in values[1:]]
+
+
+@pytest.mark.parametrize("subject", MODELS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_cell_composes(name: str, subject: str) -> None:
+    names = set()
+    for overrides in cells(name):
+        cfg = composed(name, subject, *overrides)
+        assert cfg.cell not in names
+        assert not set(cfg.cell) & set(" :*?")
+        names.add(cfg.cell)
+        assert cfg.name == name
+        assert cfg.claim
+        if cfg.study is None:
+            guidance = build.guidance(cfg.guidance)
+            build.rehearse(guidance, Schedule().steps(cfg.sampler.steps))
+            drawn = OmegaConf.create({key: ablate.plain(cfg.get(key)) for key in ablate.DRAWN})
+            assert build.seeds(drawn)
+            suite = ablate.plain(cfg.suite)[subject]
+            assert suite is None or (CONF / "prompts" / f"{suite}.yaml").is_file()
+            for metric, settings in ablate.chosen(cfg).items():
+                assert callable(build.create(settings, metric).measure)
+        else:
+            assert callable(build.create(cfg.study, "study").measure)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_page_and_claims_speak_of_what_is_swept_and_measured(name: str) -> None:
+    cfg = composed(name, "emoji")
+    axes = set(OmegaConf.to_container(cfg.hydra.sweeper.params))
+    measured = {name} if cfg.study is not None else {*cfg.measures.emoji, *cfg.measures.photo}
+    page, claims = ablate.plain(cfg.page), ablate.plain(cfg.claims)
+    assert {page["x"], page["by"]} - {None} <= axes
+    spoken = [measure for curve in page["curves"] for measure in curve["measures"]] + page.get("frontier", [])
+    spoken += [claim[key] for claim in claims for key in ("measure", "than") if key in claim]
+    assert spoken
+    assert {measure.split("/")[0] for measure in spoken} <= measured
+    for claim in claims:
+        assert claim["expect"] in SIGNS
+        for where in ("here", "there", "curve", "at"):
+            assert set(claim.get(where, {}) if where != "at" or "along" in claim else {}) <= axes
+
+
+def test_experiments_are_listed_in_the_readme() -> None:
+    readme = (Path(CONF).parent / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in NAMES)

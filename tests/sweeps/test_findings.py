@@ -1,0 +1,65 @@
+"""What finished sweeps say, in a few small files."""
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from test_claims import BASE, make_sweep
+
+from experiments import findings
+from experiments.sweeps.folder import open_sweep
+
+CLAIM = {"say": "New is better.", "measure": "m", "expect": "higher"} | {"here": {"k": "new"}, "there": {"k": "old"}}
+CELLS = [({"k": "old", "s": s}, {"m": BASE}) for s in (1, 2)] + [
+    ({"k": "new", "s": s}, {"m": [9.0] * 40}) for s in (1, 2)
+]
+PAGE = {"x": "s", "by": "k", "curves": [{"title": "M & m", "measures": ["m"]}, {"title": "Two", "measures": ["m"]}]}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    folder = make_sweep(tmp_path / "sweeps" / "toy", CELLS, [CLAIM])
+    told = json.loads((folder / "sweep.json").read_text())
+    told |= {"page": PAGE, "command": "python -m experiments.ablate -m out=/home/x/toy n=2"}
+    (folder / "sweep.json").write_text(json.dumps(told))
+    return folder
+
+
+def find(folder: Path) -> None:
+    findings.main(OmegaConf.create({"sweeps": str(folder.parent), "out": str(folder.parents[1] / "out")}))
+
+
+def test_numbers_figure_and_table(sweep: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "RESULTS.md").write_text(
+        "before\n<!-- toy -->\nold\n<!-- end -->\nafter\n<!-- other -->\nkept\n<!-- end -->\n"
+    )
+    find(sweep)
+    told = json.loads((out / "toy.json").read_text())
+    assert [cell["axes"] for cell in told["cells"]] == [cell.axes for cell in open_sweep(sweep).cells]
+    assert told["cells"][0]["measured"]["m"]["count"] == 40
+    assert "per_image" not in (out / "toy.json").read_text()
+    assert told["command"] == "python -m experiments.ablate -m out=toy n=2"
+    root = ET.parse(out / "toy.svg").getroot()
+    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"M & m", "Two"} <= set(texts)
+    ids = [element.get("id") for element in root.iter() if element.get("id")]
+    assert len(ids) == len(set(ids)), "one panel's definitions would draw another's"
+    text = (out / "RESULTS.md").read_text()
+    assert text.startswith("before\n<!-- toy -->\n| claim |")
+    assert "| New is better. | `m` | +" in text
+    assert "**holds** |\n<!-- end -->\nafter\n<!-- other -->\nkept\n<!-- end -->\n" in text
+
+
+def test_an_unfinished_sweep_is_refused(sweep: Path) -> None:
+    (sweep / "old_1" / "error.txt").write_text("ValueError: no")
+    with pytest.raises(ValueError, match="unfinished: old_1"):
+        find(sweep)
+
+
+def test_no_sweeps(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no folder of a sweep"):
+        find(tmp_path / "a" / "b")

@@ -1,0 +1,324 @@
+"""Training on a world of two shapes: exact resume, checkpoints that stay whole, and what is learnt."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from packages import write_package
+from safetensors.torch import load_file
+from torch import nn
+
+from experiments.emoji.judge import Verdict, load_judge
+from experiments.emoji.world import EmojiScenes, World, batch, load_atlas
+from experiments.files import CONF
+from experiments.training import loop as verb
+from experiments.training import parts
+from ldm import load_model
+from ldm.text import TextEncoder, Tokenizer
+
+TINY_WORLD = [
+    "world.image_size=16",
+    "~world.concepts",
+    "+world.concepts={square: square, disc: disc}",
+    "~world.styles",
+    "+world.styles={warm: warm-set, icy: icy-set}",
+    "world.sizes_one={small: [8], large: [10,14]}",
+    "world.sizes_more={small: [6], large: [8]}",
+    "world.share_held_out=0.3",
+]
+TINY = {
+    "autoencoder": ["part.autoencoder.channels=[8,8]"],
+    "clip": ["part.vision={layers: 1, width: 16, head_width: 8, patch_size: 8}"]
+    + ["part.text={layers: 1, width: 16, heads: 2}", "part.embed_dim=8"],
+    "judge": ["part.channels=[8,16]"],
+    "unet": ["part.unet.channels=[8,16]", "part.unet.attention=[false,true]", "part.unet.heads=[1,2]"]
+    + ["part.unet.text_width=16", "part.unet.norm_groups=4"],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with icon packages, and a tiny autoencoder and CLIP, trained for a moment."""
+    folder = tmp_path_factory.mktemp("training")
+    write_package(folder / "icons", "warm-set", "#ff4000", packed=True)
+    write_package(folder / "icons", "icy-set", "#00a0ff", packed=False)
+    for part in ("autoencoder", "clip"):
+        verb.train(config(folder, part, f"out={folder / part}"))
+    return folder
+
+
+def overrides(folder, part, *more):
+    places = [f"icons={folder / 'icons'}", f"cache={folder / 'cache'}", f"out={folder / 'out'}"]
+    places += [f"{earlier}={folder / earlier / 'checkpoint.pt'}" for earlier in ("autoencoder", "clip")]
+    short = ["part.steps=6", "part.batch=4", "part.micro=2", "part.warmup=2", "log_every=2", "save_seconds=1000"]
+    return [f"part=small/{part}", *places, *TINY_WORLD, *TINY[part], *short, *more]
+
+
+def config(folder, part, *more):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides(folder, part, *more))
+
+
+def checkpoint_of(cfg):
+    """The path of a training's checkpoint."""
+    verb.train(cfg)
+    return Path(cfg.out) / "checkpoint.pt"
+
+
+def equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("part", TINY)
+def test_a_run_stopped_and_resumed_equals_an_undisturbed_one_bit_for_bit(folder, tmp_path, part):
+    verb.train(config(folder, part, f"out={tmp_path / 'whole'}"))
+    verb.train(config(folder, part, f"out={tmp_path / 'parts'}", "stop_after=3"))
+    stopped = torch.load(tmp_path / "parts" / "checkpoint.pt", weights_only=True)
+    verb.train(config(folder, part, f"out={tmp_path / 'parts'}"))
+    whole, parts = (torch.load(tmp_path / run / "checkpoint.pt", weights_only=True) for run in ("whole", "parts"))
+    assert stopped["step"] == 3
+    assert whole["step"] == parts["step"] == 6
+    for key in ("network", "ema", "optimizer", "history", "recipe"):
+        assert equal(whole[key], parts[key]), key
+    assert not equal(stopped["network"], parts["network"])
+    assert not equal(parts["ema"], {name: parts["network"][name] for name in parts["ema"]})
+    rows = [json.loads(line) for line in (tmp_path / "parts" / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+
+
+def test_a_checkpoint_of_another_config_is_refused_by_the_difference(folder, tmp_path):
+    verb.train(config(folder, "autoencoder", f"out={tmp_path}", "stop_after=1"))
+    with pytest.raises(ValueError, match=r"another config \(part\.batch was 4, now is 6\)"):
+        verb.train(config(folder, "autoencoder", f"out={tmp_path}", "part.batch=6"))
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(folder, tmp_path, monkeypatch):
+    checkpoint = checkpoint_of(config(folder, "autoencoder", f"out={tmp_path}", "stop_after=2"))
+    before = checkpoint.read_bytes()
+
+    def half(state, path):
+        path.write_bytes(b"PK half a checkpoint")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="No space left"):
+        verb.train(config(folder, "autoencoder", f"out={tmp_path}"))
+    assert checkpoint.read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def world_of(folder, cfg):
+    world = World(**parts.numbers(cfg.world))
+    return world, load_atlas(world, folder / "icons", folder / "cache")
+
+
+def test_two_processes_learn_what_one_does(folder, tmp_path):
+    settings = ["bf16=false", "part.batch=8"]
+    verb.train(config(folder, "unet", f"out={tmp_path / 'one'}", *settings))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "experiments.train", *overrides(folder, "unet", f"out={tmp_path / 'two'}", *settings)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    one, two = (torch.load(tmp_path / run / "checkpoint.pt", weights_only=True) for run in ("one", "two"))
+    assert two["step"] == 6
+    for name, value in one["ema"].items():
+        assert torch.allclose(value, two["ema"][name], rtol=0, atol=1e-5), name
+    assert [row["loss"] for row in one["history"]] == pytest.approx([row["loss"] for row in two["history"]], rel=1e-4)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="part.batch=4: must be a multiple of part.micro"):
+        verb.train(config(folder, "autoencoder", f"out={tmp_path}", "part.micro=3"))
+
+
+def test_the_autoencoder_learns_and_its_latents_get_unit_variance(folder, tmp_path):
+    fast = ["part.steps=100", "part.lr=0.005", "part.batch=8", "part.micro=8"]
+    cfg = config(folder, "autoencoder", f"out={tmp_path}", *fast)
+    checkpoint = checkpoint_of(cfg)
+    scenes = EmojiScenes(*world_of(folder, cfg))
+    trained, config_of_it = parts.load_autoencoder(checkpoint, scenes)
+    latents = trained.encode(batch(scenes, range(512)).pixels())[0]
+    assert abs(latents.std().item() - 1) < 1e-3
+    assert config_of_it.scale == trained.scale != 1
+    untrained, _ = parts.load_autoencoder(folder / "autoencoder" / "checkpoint.pt", scenes)
+    gain = parts.mean(parts.psnr(trained, scenes, 40)) - parts.mean(parts.psnr(untrained, scenes, 40))
+    assert gain > 3, f"{gain} dB"
+
+
+def test_the_text_tower_becomes_the_text_encoder(folder):
+    """Our text encoder, given the tower's weights, says what open_clip's says."""
+    network = parts.ClipPart(
+        config(folder, "clip").part, EmojiScenes(*world_of(folder, config(folder, "clip")))
+    ).network
+    state = torch.load(folder / "clip" / "checkpoint.pt", weights_only=True)
+    network.load_state_dict(state["ema"])
+    text, weights = parts.load_text_tower(folder / "clip" / "checkpoint.pt")
+    encoder = TextEncoder(text)
+    encoder.load_state_dict(weights)
+    ids = Tokenizer(0)(["a warm disc next to an icy square", "a disc"]).ids
+    ours = encoder(ids)[torch.arange(2), ids.argmax(dim=1)] @ network.text_projection
+    assert torch.allclose(ours, network.encode_text(ids), atol=1e-5)
+    written = parts.ClipPart(
+        config(folder, "clip").part, EmojiScenes(*world_of(folder, config(folder, "clip")))
+    ).network
+    written.load_state_dict(load_file(folder / "clip" / "model" / "open_clip_model.safetensors"))
+    assert torch.allclose(written.encode_text(ids), network.encode_text(ids), atol=1e-2)
+
+
+def test_clip_finds_captions(folder, tmp_path):
+    fast = ["part.steps=100", "part.batch=32", "part.micro=32", "part.lr=0.01", "part.warmup=10", "bf16=false"]
+    cfg = config(folder, "clip", f"out={tmp_path}", *fast)
+    checkpoint = checkpoint_of(cfg)
+    scenes = EmojiScenes(*world_of(folder, cfg), "held_out")
+    part = parts.ClipPart(cfg.part, scenes)
+    part.network.load_state_dict(torch.load(checkpoint, weights_only=True)["ema"])
+    assert part.accuracy(scenes, 100) > 0.08, "chance is 0.02"
+
+
+def test_the_judge_learns_to_see(folder, tmp_path):
+    fast = ["part.steps=300", "part.batch=32", "part.micro=32", "part.lr=0.01", "part.warmup=10", "bf16=false"]
+    fast += ["~world.layouts", "+world.layouts={one: 1.0}"]
+    cfg = config(folder, "judge", f"out={tmp_path}", *fast)
+    verb.train(cfg)
+    scores = parts.judge_scores(load_judge(tmp_path / "model"), EmojiScenes(*world_of(folder, cfg), "held_out"), 100)
+    assert parts.mean(scores["labels"]) > 0.8
+    assert parts.mean(scores["masks"]) > 0.3
+    assert parts.mean(scores["colours"]) > 0.4, "chance is 0.125"
+
+
+def test_judge_scores_are_one_for_the_truth_and_low_for_its_opposite(folder):
+    """Against a stand-in that reads the truth off the scenes it is shown."""
+    cfg = config(folder, "judge")
+    world, atlas = world_of(folder, cfg)
+    scenes = EmojiScenes(world, atlas)
+
+    class Truth(nn.Module):
+        def __init__(self, sign):
+            super().__init__()
+            self.sign, self.place, self.parameter = sign, 0, nn.Parameter(torch.zeros(1))
+
+        def forward(self, images):
+            some = batch(scenes, range(self.place, self.place + len(images)))
+            self.place += len(images)
+            labels = torch.nn.functional.one_hot(some.labels.long(), 3).permute(0, 3, 1, 2).float() * self.sign
+            colours = torch.nn.functional.one_hot(some.colours.long(), 9).permute(0, 3, 1, 2)[:, 1:].float() * self.sign
+            presence = 2 * labels[:, 1:].amax(dim=(2, 3)) - 1 if self.sign > 0 else 1 + labels[:, 1:].amin(dim=(2, 3))
+            return Verdict(presence, 9 * labels, 9 * colours, torch.zeros(len(images), 1))
+
+    right = parts.judge_scores(Truth(1.0), scenes, 60)
+    assert all(set(values) == {1.0} for values in right.values())
+    wrong = parts.judge_scores(Truth(-1.0), scenes, 60)
+    assert parts.mean(wrong["masks"]) < 0.5
+    assert parts.mean(wrong["colours"]) < 0.5
+
+
+def test_the_fresh_unet_predicts_nothing_so_its_loss_is_the_variance_of_the_noise(folder, tmp_path):
+    more = ["part.noise_offset=0", "stop_after=1", "log_every=1", "part.batch=64", "part.micro=64"]
+    history = torch.load(checkpoint_of(config(folder, "unet", f"out={tmp_path}", *more)), weights_only=True)["history"]
+    assert history[0]["loss"] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_the_target_is_what_the_sampler_takes_it_for(folder, prediction):
+    """A network that returned its training target would give as_eps the very noise."""
+    cfg = config(folder, "unet", f"part.schedule.prediction={prediction}", "part.caption_dropout=0", "bf16=false")
+    scenes = EmojiScenes(*world_of(folder, cfg))
+    part = parts.UNetPart(cfg.part, scenes, *(folder / p / "checkpoint.pt" for p in ("autoencoder", "clip")))
+    seen = {}
+
+    class Nothing(nn.Module):
+        def forward(self, x_t, t, text):
+            seen.update(x_t=x_t, t=t)
+            return torch.zeros_like(x_t)
+
+    part.unet = Nothing()
+    some = batch(scenes, range(64))
+    loss = part.forward(some, torch.Generator().manual_seed(5))
+    g = torch.Generator().manual_seed(5)  # the draws again: posterior, dropout, t, eps, its offset
+    mean, logvar = part.autoencoder.encode(some.pixels())
+    x_0 = parts.sample_posterior(mean, logvar, g)
+    torch.rand(64, generator=g)
+    t = torch.randint(1000, (64,), generator=g)
+    eps = torch.randn(x_0.shape, generator=g)
+    eps += cfg.part.noise_offset * torch.randn((*x_0.shape[:2], 1, 1), generator=g)
+    a = part.schedule.alpha_bar[t].float()[:, None, None, None]
+    assert torch.equal(seen["t"], t)
+    assert torch.allclose(seen["x_t"], a.sqrt() * x_0 + (1 - a).sqrt() * eps, atol=1e-5)
+    target = {"eps": eps, "x0": x_0, "v": (a.sqrt() * seen["x_t"] - x_0) / (1 - a).sqrt()}[prediction]
+    assert loss.item() == pytest.approx(target.square().mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("train_text", [True, False])
+def test_only_the_tokens_of_captions_move_or_none(folder, tmp_path, train_text):
+    settings = [f"out={tmp_path}", f"part.train_text={train_text}"]
+    first = torch.load(checkpoint_of(config(folder, "unet", *settings, "stop_after=1")), weights_only=True)
+    cfg = config(folder, "unet", *settings)
+    last = torch.load(checkpoint_of(cfg), weights_only=True)
+    name = "text_encoder.token_embedding.weight"
+    moved = set((first["network"][name] != last["network"][name]).any(dim=1).nonzero().flatten().tolist())
+    scenes = EmojiScenes(*world_of(folder, cfg))
+    told = set(Tokenizer(0)([scenes[i].caption for i in range(24)]).ids.flatten().tolist())
+    assert moved <= told
+    assert (len(moved) > 5) == train_text
+
+
+def test_pictures_of_progress_are_drawn_with_the_average_and_change_nothing(folder, tmp_path):
+    for part in TINY:
+        verb.train(config(folder, part, f"out={tmp_path / part}", "picture_every=3"))
+        verb.train(config(folder, part, f"out={tmp_path / f'{part}_without'}"))
+        a, b = (torch.load(tmp_path / f / "checkpoint.pt", weights_only=True) for f in (part, f"{part}_without"))
+        assert equal(a["network"], b["network"])
+        assert (tmp_path / part / "picture.png").exists() == (part != "clip")
+
+
+def test_curves_and_pictures_go_to_wandb(folder, tmp_path):
+    settings = ["logger=wandb", "logger.mode=offline", "picture_every=3", f"out={tmp_path}"]
+    verb.train(config(folder, "unet", *settings))
+    stored = list((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(stored) == 1
+    assert list(stored[0].glob("run-*.wandb"))
+    assert len(list(stored[0].rglob("pictures_*.table.json"))) == 2
+
+
+def test_the_trained_model_is_written_as_a_folder_that_loads(folder, tmp_path):
+    checkpoint = checkpoint_of(config(folder, "unet", f"out={tmp_path}"))
+    model = load_model(tmp_path / "model")
+    ema = torch.load(checkpoint, weights_only=True)["ema"]
+    for name, network in (("unet", model.unet), ("text_encoder", model.text_encoder)):
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, ema[f"{name}.{key}"].half().float()), key
+    assert model.config.image_size == 16
+    assert model.config.autoencoder.scale == model.autoencoder.scale != 1
+    shards = list((tmp_path / "model").rglob("*.safetensors"))
+    assert len(shards) >= 3
+    assert all(shard.stat().st_size < 15e6 for shard in shards)
+
+
+def test_learning_rate_rises_then_follows_a_cosine_to_zero():
+    rates = [verb.learning_rate(step, 100, 10, 2.0) for step in range(101)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == pytest.approx(2 * 0.5 * (1 + torch.cos(torch.tensor(0.09 * torch.pi)).item()))
+    assert rates[50] == pytest.approx(1.0)
+    assert rates[100] == pytest.approx(0.0)
+
+
+def test_what_is_missing_is_one_line_and_a_failing_status(folder, tmp_path):
+    command = [sys.executable, "-m", "experiments.train", *overrides(folder, "unet", f"out={tmp_path / 'out'}")]
+    result = subprocess.run([*command, f"icons={tmp_path}"], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: the icon package warm-set is missing: run `npm pack")
+    with pytest.raises(ValueError, match="no autoencoder at .*part=SIZE/autoencoder"):
+        verb.train(config(folder, "unet", f"autoencoder={tmp_path / 'nowhere.pt'}"))

@@ -13,7 +13,8 @@ class UNetConfig:
     blocks_per_level: int = 2
     attention: tuple[bool, ...] = (True, True, True, False)
     heads: tuple[int, ...] = (8, 8, 8, 8)  # the number of heads: not their width, and not to be read off the weights
-    text_width: int = 768
+    text_width: int | None = 768  # None: no text, the transformers attend to their own patches twice
+    vector_width: int = 0  # of a vector added to the time embedding; 0: none
     linear_projection: bool = False  # projections around a transformer: linear (SD 2) or 1x1 convolutions (SD 1)
     norm_groups: int = 32
 

@@ -181,8 +181,8 @@ def read(
     source: Path, config: Path | None, prediction: str | None, ema: bool, dtype: torch.dtype, device: torch.device
 ) -> tuple[Networks, ModelConfig]:
     """The networks of a single file or of a diffusers folder; see `load_model`."""
-    if prediction not in (None, "eps", "v", "x0"):
-        raise ValueError(f"model.prediction={prediction}: must be eps, v or x0")
+    if prediction not in (None, "eps", "v", "x0", "flow"):
+        raise ValueError(f"model.prediction={prediction}: must be eps, v, x0 or flow")
     if not source.is_dir():
         return read_file(source, config, prediction, ema, dtype, device)
     if ema or config is not None:
@@ -191,8 +191,10 @@ def read(
     return read_folder(source, prediction, dtype, device)
 
 
-def with_prediction(config: ModelConfig, prediction: str | None) -> ModelConfig:
-    return replace(config, schedule=replace(config.schedule, prediction=prediction or config.schedule.prediction))
+def with_prediction(config: ModelConfig, prediction: str | None, where: str) -> ModelConfig:
+    """The config, checked with the user's prediction in the place of its own."""
+    schedule = replace(config.schedule, prediction=prediction or config.schedule.prediction)
+    return config_files.checked(replace(config, schedule=schedule), where)
 
 
 # --- single files -----------------------------------------------------------------------------------------------------
@@ -224,7 +226,7 @@ def read_file(
         config = config_files.family(shapes, prediction, str(path))
     else:
         config = config_files.from_yaml(config_path, shapes)
-    config = with_prediction(config, prediction)
+    config = with_prediction(config, prediction, str(config_path or path))
     if config.schedule.prediction == "":
         raise ValueError(
             f"{path}: an SD 2 file does not say what it predicts: "
@@ -298,7 +300,8 @@ def read_folder(
     folder: Path, prediction: str | None, dtype: torch.dtype, device: torch.device
 ) -> tuple[Networks, ModelConfig]:
     jsons = {name: read_json(folder / name) for name in CONFIGS}
-    config = with_prediction(config_files.from_diffusers(jsons, padding(folder), str(folder)), prediction)
+    config = config_files.from_diffusers(jsons, padding(folder), str(folder))
+    config = with_prediction(config, prediction, str(folder))
     try:
         present = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
         files = {part: [folder / name for name in weight_files(part, present)] for part in STEMS}

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm import LatentDiffusion, checkpoint, load_model, names
-from ldm.config import SD1, SD1_INPAINTING, SD2, ModelConfig
+from ldm.config import SD1, SD1_INPAINTING, SD2, ModelConfig, ScheduleConfig
 from ldm.config_files import family, to_yaml
 
 TINY = {"sd1": TINY_SD1, "sd2": TINY_SD2}
@@ -354,7 +354,7 @@ def test_sd2_file_needs_its_prediction(tmp_path: Path) -> None:
         load_model(path)
     with pytest.raises(ValueError, match="missing"):
         load_model(path, prediction="v")
-    with pytest.raises(ValueError, match="model.prediction=epsilon: must be eps, v or x0"):
+    with pytest.raises(ValueError, match="model.prediction=epsilon: must be eps, v, x0 or flow"):
         load_model(path, prediction="epsilon")
 
 
@@ -584,6 +584,58 @@ def test_settings_of_a_folder(folders: Path, tmp_path: Path) -> None:
     assert load_model(folder, prediction="v").config.schedule == replace(schedule, prediction="v")
 
 
+ENDS = [  # scheduler, its settings, whether the last step ends clean
+    ("DDIMScheduler", {}, True),
+    ("DDIMScheduler", {"set_alpha_to_one": False}, False),
+    ("PNDMScheduler", {"skip_prk_steps": True}, False),
+    ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}, True),
+    ("EulerDiscreteScheduler", {}, True),
+    ("HeunDiscreteScheduler", {}, True),
+    ("DPMSolverMultistepScheduler", {}, True),
+    ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, False),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "clean"), ENDS)
+def test_the_end_and_the_spacing_are_those_of_the_scheduler(
+    name: str, settings: dict, clean: bool, folders: Path, tmp_path: Path
+) -> None:
+    """SDXL's file says set_alpha_to_one: false to an Euler scheduler, which never looks at it."""
+    import diffusers
+
+    scheduler = getattr(diffusers, name)(**settings)
+    scheduler.set_timesteps(10)
+    theirs = scheduler.sigmas[-1] == 0 if hasattr(scheduler, "sigmas") else scheduler.final_alpha_cumprod == 1
+    assert bool(theirs) == clean
+    folder = copy(folders / "sd1", tmp_path / "a")
+    scheduler.save_pretrained(folder / "scheduler")
+    if "set_alpha_to_one" not in scheduler.config:
+        edit_json(folder / "scheduler" / "scheduler_config.json", set_alpha_to_one=not clean)
+    schedule = load_model(folder).config.schedule
+    assert (schedule.ends_clean, schedule.spacing) == (clean, scheduler.config.timestep_spacing)
+
+
+def test_zero_terminal_snr(folders: Path, tmp_path: Path) -> None:
+    folder = copy(folders / "sd2", tmp_path / "a")
+    edit_json(folder / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    schedule = load_model(folder).config.schedule
+    assert schedule == replace(TINY_SD2.schedule, zero_terminal_snr=True, spacing="trailing")
+    with pytest.raises(ValueError, match="zero_terminal_snr .* with prediction eps"):
+        load_model(folder, prediction="eps")
+
+
+def test_flow(folders: Path, tmp_path: Path) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    folder = copy(folders / "sd1", tmp_path / "a")
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    schedule = load_model(folder).config.schedule
+    assert schedule == ScheduleConfig(kind="flow", shift=3.0, prediction="flow", ends_clean=True)
+    edit_json(folder / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True)
+    with pytest.raises(ValueError, match="use_dynamic_shifting=True is not supported"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize(
     ("files", "pad_id"),
     [
@@ -646,6 +698,7 @@ def test_empty_folder(tmp_path: Path) -> None:
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid'"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type='flow'"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "_class_name='EDMEulerScheduler'"),
     ],
 )
 def test_folder_beyond_us(file: str, changes: dict, message: str, folders: Path, tmp_path: Path) -> None:

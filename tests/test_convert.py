@@ -15,7 +15,8 @@ from reference import TINY_SD1, TINY_SD2, relative, same_weights, tiny_model, wr
 
 import experiments.cli
 import experiments.convert
-from ldm import LatentDiffusion, checkpoint, load_model
+from ldm import LatentDiffusion, checkpoint, config_files, load_model
+from ldm.config import ScheduleConfig
 from ldm.text import open_clip_tokenizer
 
 TINY = {"sd1": TINY_SD1, "sd2": TINY_SD2}
@@ -82,6 +83,32 @@ def test_inpainting_models_are_written_as_such(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "a" / "model_index.json").read_text())
     assert index["_class_name"] == StableDiffusionInpaintPipeline.__name__
     assert load_model(tmp_path / "a").config == config
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ScheduleConfig(zero_terminal_snr=True, prediction="v", spacing="trailing"),
+        ScheduleConfig(kind="flow", shift=3.0, prediction="flow", ends_clean=True),
+        ScheduleConfig(kind="flow", prediction="x0", ends_clean=True),
+    ],
+)
+def test_schedules_of_every_kind(schedule: ScheduleConfig) -> None:
+    config = replace(TINY_SD1, schedule=schedule)
+    assert config_files.from_diffusers(config_files.to_diffusers(config), None, "a") == config
+
+
+def test_a_flow_is_read_by_the_scheduler_of_diffusers() -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    flow = ScheduleConfig(num_timesteps=500, kind="flow", shift=3.0, prediction="flow", ends_clean=True)
+    settings = config_files.to_diffusers(replace(TINY_SD1, schedule=flow))["scheduler/scheduler_config.json"]
+    scheduler, ignored = FlowMatchEulerDiscreteScheduler.from_config(settings, return_unused_kwargs=True)
+    assert (scheduler.config.num_train_timesteps, scheduler.config.shift, set(ignored)) == (
+        500,
+        3.0,
+        {"_class_name"},
+    )
 
 
 def assert_equal_networks(model: LatentDiffusion, pipe: object) -> None:

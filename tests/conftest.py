@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ldm.autoencoder import Autoencoder
-from ldm.checkpoint import write_folder
 from ldm.config import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
+from ldm.files.writing import write_folder
 from ldm.model import LatentDiffusion
 from ldm.text import TextEncoder
 from ldm.unet import UNet

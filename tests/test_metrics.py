@@ -26,7 +26,7 @@ from experiments.metrics.features import JudgeFeatures, frechet_distance, gaussi
 from experiments.metrics.judge import Asked, judged, parse
 from experiments.pictures import save_png
 from experiments.runs import Run
-from ldm.checkpoint import write_shards
+from ldm.files.writing import write_shards
 
 CPU = torch.device("cpu")
 EIGVALS = np.linalg.eigvals

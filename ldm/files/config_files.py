@@ -21,7 +21,7 @@ from ldm.config import (
     TextEncoderConfig,
     UNetConfig,
 )
-from ldm.names import CLIP, OPENCLIP, UNET
+from ldm.files.names import CLIP, OPENCLIP, UNET
 
 Json = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]  # of the tensors in a file
@@ -83,6 +83,7 @@ WORDS = {  # values with other names
     "activation": {"quick_gelu": "quick_gelu", "gelu": "gelu"},
     "spacing": {name: name for name in ("leading", "trailing", "linspace")},
 }
+PREDICTIONS = tuple(WORDS["prediction"])
 # fmt: off
 # What our networks always do, as the value of diffusers' setting; and settings that do not concern us.
 UNET_FIXED = {

@@ -3,12 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ldm import checkpoint
 from ldm.autoencoder import Autoencoder
 from ldm.condition import Condition, Conditions, no_noise
 from ldm.config import ModelConfig
@@ -82,30 +80,3 @@ class LatentDiffusion:
         slices = latents.split(max(DECODED_CELLS // latents[0, 0].numel(), 1))
         image = torch.cat([self.autoencoder.decode(part.to(self.dtype)).float() for part in slices])
         return (image / 2 + 0.5).clamp(0, 1)
-
-
-EMBEDDED = {"emoji": Path(__file__).parent / "weights" / "emoji"}
-
-
-def load_model(
-    source: str | Path = "emoji",
-    *,
-    config: str | Path | None = None,
-    prediction: str | None = None,
-    ema: bool = False,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-) -> LatentDiffusion:
-    """The embedded model "emoji", a checkpoint (single file or diffusers folder), or a hub id "owner/name".
-
-    config      YAML of a single file that is not of a published family: CompVis's, or one of ModelConfig's fields
-    prediction  "eps", "v" or "x0": what the U-Net predicts, whatever a config says; needed for SD 2 single files
-    ema         take a single file's averaged copies of the U-Net's weights
-
-    Raises ValueError or an OSError, in one line, for whatever is not there, damaged, unknown or does not fit.
-    """
-    path = EMBEDDED.get(str(source)) or checkpoint.locate(str(source))
-    networks, model_config = checkpoint.read(
-        path, None if config is None else Path(config), prediction, ema, dtype, torch.device(device)
-    )
-    return LatentDiffusion(*networks, model_config)

@@ -1,7 +1,7 @@
 """The latent U-Net of Stable Diffusion (Rombach et al. 2022).
 
 Letters of shapes: B rows, C channels, h x w the latent grid, L text tokens.
-Parameter names are those of a diffusers folder, but for the few that ldm/checkpoint.py lists.
+Parameter names are those of a diffusers folder, but for the few that ldm/files/names.py lists.
 """
 
 import math

@@ -15,7 +15,8 @@ from experiments.benchmark.sides import DOWNSCALE, PROMPT, SCALE, SIZES, Side
 from experiments.benchmark.timing import Timing, interleaved, rounds
 from experiments.run import build
 from guidance import ClassifierFree, Guidance, Multistage, SegmentationFree, Stage
-from ldm import LatentDiffusion, checkpoint
+from ldm import LatentDiffusion
+from ldm.files.reading import on_meta
 from ldm.layers import linear
 
 IN_PROCESS = ("unet", "sample", "decode", "text")
@@ -168,7 +169,7 @@ def limits(plan: Plan, model: LatentDiffusion) -> Iterator[Row]:
 
 def floating_point(plan: Plan, model: LatentDiffusion) -> int:
     """Operations of a U-Net forward, counted on the meta device, where no kernel runs that torch cannot count."""
-    unet, config = checkpoint.build(model.config)[0], model.config
+    unet, config = on_meta(model.config).unet, model.config
     x_t = torch.empty(2 * plan.batch, config.unet.in_channels, plan.cells, plan.cells, device="meta")
     text = torch.empty(len(x_t), config.text.context, config.text.width, device="meta")
     with FlopCounterMode(display=False) as counter:

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from experiments.run import build
 from guidance import ClassifierFree, Guidance, guided
-from ldm import LatentDiffusion, checkpoint, load_model
+from ldm import LatentDiffusion, load_model
 from ldm.config import SD1, ModelConfig
-from ldm.model import EMBEDDED
+from ldm.files import names
+from ldm.files.reading import EMBEDDED, on_meta
+from ldm.files.writing import write_folder
 from samplers import as_eps, ddim
 
 SCALE = 7.5
@@ -38,14 +40,14 @@ class Side:
 def write_weights(config: ModelConfig, path: Path) -> None:
     """A diffusers folder of random 16-bit weights: std 0.02, norms about 1, so that nothing overflows."""
     torch.manual_seed(0)
-    networks = checkpoint.build(config)
-    for network in networks:
+    model = on_meta(config)
+    for network in names.parts(model).values():
         state = {}
         for name, p in network.state_dict().items():
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             state[name] = torch.empty(p.shape).normal_(centre, 0.02).bfloat16()
         network.load_state_dict(state, assign=True)
-    checkpoint.write_folder(LatentDiffusion(*networks, config), path)
+    write_folder(model, path)
 
 
 def folder_of(model: str, folder: Path) -> Path:

@@ -8,8 +8,8 @@ import torch
 from experiments.emoji.judge import WEIGHTS, load_judge
 from experiments.files import sha256
 from experiments.metrics import Bench, Result
-from experiments.metrics.folders import FinishedRun
 from experiments.metrics.features import verdicts
+from experiments.metrics.folders import FinishedRun
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from experiments.run import build
 from guidance import ClassifierFree, guided
 from ldm import LatentDiffusion
 from ldm.autoencoder import Autoencoder
-from ldm.checkpoint import write_folder, write_shards
 from ldm.config import AutoencoderConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
-from ldm.names import OPENCLIP, open_clip_source
+from ldm.files.names import OPENCLIP, open_clip_source
+from ldm.files.writing import write_folder, write_shards
 from ldm.text import TextEncoder, Tokenizer
 from ldm.unet import UNet
 from samplers import ImageNoise, add_noise, as_eps, ddim

@@ -144,9 +144,11 @@ def to_json_fields(config: Any, table: Mapping[str, str]) -> dict[str, Any]:
 
 
 def from_diffusers(jsons: Mapping[str, Json], pad_id: int | None, where: str) -> ModelConfig:
-    """The model of a diffusers folder's JSON files, given by their paths in it.
+    """Returns the config in a diffusers folder's JSON files, which are given by their paths in it.
 
-    pad_id: that of the padding token which the tokenizer's files name; None if they name none.
+    pad_id  of the padding token that the tokenizer's files name; None if they name none
+
+    Raises ValueError for what is missing, beyond our networks, or outside its rule.
     """
     unet = jsons["unet/config.json"]
     autoencoder = autoencoder_from_diffusers(jsons["vae/config.json"], f"{where}/vae")
@@ -226,7 +228,7 @@ def schedule_to_diffusers(config: ScheduleConfig) -> dict[str, Any]:
 
 
 def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """The JSON files of a diffusers folder, by their paths in it."""
+    """Returns the JSON files of a diffusers folder, by their paths in it."""
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.unet.attention]
     levels = len(config.autoencoder.channels)
     schedule = schedule_to_diffusers(config.schedule)

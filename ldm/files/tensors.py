@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm.files.messages import one_line
 
 INERT_NAMES = re.compile(r"(pytorch_lightning|lightning|lightning_fabric|numpy)\.")
+REFUSED_NAMES = {"builtins.bytearray", "__builtin__.bytearray"}  # torch would make one of any size
 
 
 class Inert:
@@ -82,19 +83,22 @@ def from_safetensors(path: Path) -> dict[str, Tensor]:
 def from_pickle(path: Path) -> Any:
     """Returns what torch.save was given, with stand-ins for the classes of Lightning and numpy."""
     try:
-        inert: list[Any] = [(Inert, name) for name in globals_in(path) if INERT_NAMES.match(name)]
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(inert):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        found = globals_in(path)
+        inert: list[Any] = [(Inert, name) for name in found if INERT_NAMES.match(name)]
+        refused = next(iter(found & REFUSED_NAMES), None)
+        if refused is None:
+            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(inert):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except UnpicklingError as error:
-        name = re.search(r"GLOBAL (\S+) was not|GLOBAL (\S+) whose", str(error))
-        if name is None:
+        match = re.search(r"GLOBAL (\S+) was not|GLOBAL (\S+) whose", str(error))
+        if match is None:
             raise ValueError(f"{path}: no checkpoint, or a damaged one: not a pickle of plain tensors") from error
-        code = one_line(name[1] or name[2])
-        raise ValueError(f"{path}: refused: it would run {code}, which is no plain tensor") from error
+        refused = match[1] or match[2]
     except OSError:
         raise
     except Exception as error:  # whatever the unpickler stumbles over in a damaged file
         raise ValueError(f"{path}: no checkpoint, or a damaged one: neither safetensors nor torch.save's") from error
+    raise ValueError(f"{path}: refused: it would run {one_line(refused)}, which is no plain tensor")
 
 
 def globals_in(path: Path) -> set[str]:

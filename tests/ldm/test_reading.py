@@ -371,6 +371,36 @@ def test_paths_that_are_not_there() -> None:
         load_model("owner/name")
 
 
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids that were looked up on the hub."""
+    asked: list[str] = []
+
+    def look(hub_id: str) -> Path:
+        asked.append(hub_id)
+        raise ValueError("looked up")
+
+    monkeypatch.setattr(reading, "from_hub", look)
+    return asked
+
+
+def test_mistyped_paths_are_not_looked_up_on_the_hub(
+    tmp_path: Path, no_hub: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for source in ("mine/model", "outputs/model"):  # commands write to outputs/, be it there yet or not
+        with pytest.raises(FileNotFoundError, match=f"{source}: no such file or folder in .*hf://{source}"):
+            load_model(source)
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        load_model("~nobody-of-this-name/model")
+    assert no_hub == []
+    for source in ("owner/name", "hf://mine/model", "hf://outputs/model"):
+        with pytest.raises(ValueError, match="looked up"):
+            load_model(source)
+    assert no_hub == ["owner/name", "mine/model", "outputs/model"]
+
+
 # --- YAML -------------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""python tests/fuzz.py [--cases 10000] [--seed 0] [--first 0]: loads damaged model files, which must be refused well.
+"""python tests/ldm/fuzz.py [--cases 10000] [--seed 0] [--first 0]: loads damaged model files.
 
 Every case damages the files of a tiny model in one of the ways of WAYS and loads it in a child process. A case is well
 if the model loads, or if ValueError or OSError is raised with one line; it may take 5 s of CPU and 2 GB of memory.
@@ -304,10 +304,15 @@ def of_yaml(draw: Draw, whole: Path, case: Path) -> Load:
     return partial(load_model, whole / draw.choice(("single.safetensors", "legacy.ckpt")), config=case / name)
 
 
+def link_tree(source: Path, target: Path) -> None:
+    """Makes a folder like another one, its files being links."""
+    shutil.copytree(source, target, copy_function=lambda a, b: Path(b).symlink_to(Path(a).absolute()))
+
+
 def of_folder(draw: Draw, whole: Path, case: Path, kind: str) -> Load:
     """One file of a diffusers folder is damaged: a JSON's values, any file's bytes, or its being there."""
     source = whole / draw.choice(("safetensors", "bin"))
-    shutil.copytree(source, case / "model", copy_function=lambda a, b: Path(b).symlink_to(Path(a).absolute()))
+    link_tree(source, case / "model")
     files = sorted(path.relative_to(source) for path in source.rglob("*") if path.is_file())
     read = [path for path in files if path.name not in ("vocab.json", "merges.txt", "model_index.json")]
     if kind == "values":
@@ -385,7 +390,7 @@ def run(first: int, cases: int, seed: int) -> tuple[Counter[str], list[str]]:
         write_whole(Path(name))
         while first < stop:
             command = [sys.executable, __file__, "--child", str(first), str(stop), str(seed), name]
-            env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
+            env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
             with Popen(command, stdout=PIPE, stderr=PIPE, text=True, env=env) as process:
                 assert process.stdout is not None and process.stderr is not None
                 for line in process.stdout:

@@ -55,6 +55,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "attention": several(FLAG, 1, LEVELS),
         "heads": several(SIZE, 1, LEVELS),
         "text_width": SIZE,
+        "vector_width": whole(0, 65536),
         "linear_projection": FLAG,
         "norm_groups": SIZE,
     },

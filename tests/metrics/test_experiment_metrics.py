@@ -104,11 +104,11 @@ def test_shares_of_two_objects(tmp_path: Path, judge_folder: Path) -> None:  # n
     shares, both = [], []
     for row in found["per_image"]:
         pixels = torch.from_numpy(np.array(Image.open(run / row["file"]))).permute(2, 0, 1)[None] / 127.5 - 1
-        verdict = judge(pixels)
-        labels = verdict.labels[0].argmax(dim=0)
+        output = judge(pixels)
+        labels = output.labels[0].argmax(dim=0)
         counts = [int((labels == 1 + k).sum()) for k in (cat, dragon)]
         assert row["value"] == (counts[0] / sum(counts) if sum(counts) else None)
-        assert (row["first"], row["second"]) == tuple((verdict.presence[0, [cat, dragon]] > 0).tolist())
+        assert (row["first"], row["second"]) == tuple((output.presence[0, [cat, dragon]] > 0).tolist())
         shares += [row["value"]] if row["value"] is not None else []
         both.append(row["first"] and row["second"])
     assert shares  # else this tests nothing

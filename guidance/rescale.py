@@ -12,8 +12,8 @@ class Rescale(Wrapper):
     """Gives the guided eps the standard deviation of the conditional one (Lin et al. 2023, eq. 15-16).
 
     phi  0: off; 1: wholly; 0.7 is the paper's. The deviation is taken per image, over channels and space.
-    Its space is eps, whatever that of `inner`, and signal x_0 + noise eps stays as `inner` leaves it. Where no signal is
-    left, eps is x_t in every pass and nothing changes.
+    Its space is eps, whatever that of `inner`, and signal x_0 + noise eps stays as `inner` leaves it. Where no signal
+    is left, eps is x_t in every pass and nothing changes.
     """
 
     phi: float = 0.7

@@ -15,6 +15,7 @@ from samplers import Denoised, ImageNoise, KeyedNoise, Schedule, Step, as_x_0, d
 
 SHAPE = (4, 8, 12)  # not square, so that height and width cannot be mixed up
 STEPS = Schedule().steps(10)
+FOUR = Schedule().steps(4)
 SEEDS = (5, 6)
 NOISE = ImageNoise(SEEDS, SHAPE)()
 

@@ -36,7 +36,7 @@ def conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor | None:
 
     On 1x1 kernels and small grids torch lays the weights out anew in every call, which takes longer than the product.
     """
-    k, s, p = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
+    k, s, p = layer.kernel_size[0], layer.stride[0], 0 if isinstance(layer.padding, str) else layer.padding[0]
     square = layer.kernel_size == (k, k) and layer.stride == (s, s) and layer.padding == (p, p)
     simple = square and layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
     many = x.numel() / s**2 > FEW_CELLS * layer.weight.shape[:2].numel()

@@ -172,7 +172,7 @@ def study(cfg: DictConfig, folder: Path) -> Measured:
 def draw_maps(job: draw.Job, folder: Path) -> None:
     """maps.png and semantics.png of the run's first picture."""
     prompt, seed = job.prompts[0], job.batches[0][0][1]
-    asked = [build.Stretch(s.prompt or prompt.text, s.steps) for s in job.rehearsal.stages]
+    asked = [build.Stretch(s.prompt or prompt.text, s.steps) for s in job.stages]
     attention.check_words(job.model, [str(stage.prompt) for stage in asked])
     noise = ImageNoise([seed], job.model.latent_shape(*job.size), job.device)
     sampler = partial(job.sampler, noise=noise)

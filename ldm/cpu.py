@@ -48,7 +48,13 @@ def conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor | None:
 
 
 def group_norm(layer: nn.GroupNorm, x: Tensor) -> Tensor | None:
-    """The norm in float32, or None where torch's own is as fast: its channels-last kernel for 16 bits is not."""
-    if x.dtype.itemsize > 2 or x.shape[2:].numel() >= SMALL_GRID or not plain(x, layer.weight, layer.bias):
+    """The norm in float32, or None where torch's own is as fast.
+
+    In 16 bits and channels-last, torch's kernel is slow on small grids, and its gradient on all of them.
+    """
+    if x.device.type != "cpu" or x.dtype.itemsize > 2 or torch.compiler.is_compiling():
+        return None
+    tracked = torch.is_grad_enabled() and x.requires_grad
+    if not tracked and (x.shape[2:].numel() >= SMALL_GRID or not plain(x, layer.weight, layer.bias)):
         return None
     return F.group_norm(x.float(), layer.num_groups, layer.weight.float(), layer.bias.float(), layer.eps).to(x.dtype)

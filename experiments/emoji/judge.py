@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from experiments.files import write
+from ldm.layers import GroupNorm
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "ldm" / "weights" / "emoji_judge"
 
@@ -46,9 +47,9 @@ class Block(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: int = 1):
         super().__init__()
         self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1)
-        self.norm1 = nn.GroupNorm(8, c_out)
+        self.norm1 = GroupNorm(8, c_out)
         self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1)
-        self.norm2 = nn.GroupNorm(8, c_out)
+        self.norm2 = GroupNorm(8, c_out)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.silu(self.norm1(self.conv1(x)))

@@ -79,12 +79,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, site: Site, edits: AttentionEdits) -
     """Attention [B, H, P, c] of queries [B, H, P, c] over keys and values [B, H, L, c], with the edits applied."""
     active = [[edit for edit in branch if edit.where(site)] for branch in edits]
     if not any(active):
-        return F.scaled_dot_product_attention(q, k, v)
+        return cpu.attention(q, k, v)
     out = []
     for branch, q_k, k_k, v_k in zip(active, *(x.chunk(len(active)) for x in (q, k, v)), strict=True):
         weights = edited(q_k, k_k, site, branch) if branch else None
         if weights is None or all(edit.observes for edit in branch):
-            out.append(F.scaled_dot_product_attention(q_k, k_k, v_k))
+            out.append(cpu.attention(q_k, k_k, v_k))
         else:
             out.append(weights.to(v.dtype) @ v_k)
     return torch.cat(out)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm import cpu
 from ldm.config import AutoencoderConfig
 from ldm.layers import Conv2d, GroupNorm, Linear, ResBlock
 
@@ -28,7 +29,7 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = rearrange(self.group_norm(x), "B C h w -> B 1 (h w) C")
-        h = self.to_out(F.scaled_dot_product_attention(self.to_q(h), self.to_k(h), self.to_v(h)))
+        h = self.to_out(cpu.attention(self.to_q(h), self.to_k(h), self.to_v(h)))
         return x + rearrange(h, "B 1 (h w) C -> B C h w", h=x.shape[2])
 
 

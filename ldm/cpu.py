@@ -1,5 +1,5 @@
 """Kernels that are faster on a CPU than those torch takes by itself, each with the same result. The choices are those
-of experiments/benchmark/NOTES.md; gradients, compilers and GPUs get torch's own.
+of experiments/benchmark/NOTES.md; compilers, GPUs and most gradients get torch's own.
 
 Letters of shapes: B rows, C channels, h x w a grid of cells.
 """
@@ -12,6 +12,7 @@ ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 FEW_ROWS = 16  # of a float32 product, up to which oneDNN's overhead is longer than its gain
 FEW_CELLS = 0.2  # of all rows, per output channel, up to which a convolution is faster as one matrix product
 SMALL_GRID = 1024  # cells, below which torch norms a channels-last grid by a slower kernel
+MANY_WEIGHTS = 2**25  # of attention, which would take too much memory if they were stored for a gradient
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -54,7 +55,22 @@ def group_norm(layer: nn.GroupNorm, x: Tensor) -> Tensor | None:
     """
     if x.device.type != "cpu" or x.dtype.itemsize > 2 or torch.compiler.is_compiling():
         return None
-    tracked = torch.is_grad_enabled() and x.requires_grad
-    if not tracked and (x.shape[2:].numel() >= SMALL_GRID or not plain(x, layer.weight, layer.bias)):
+    learns = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
+    if not learns and x.shape[2:].numel() >= SMALL_GRID:
         return None
     return F.group_norm(x.float(), layer.num_groups, layer.weight.float(), layer.bias.float(), layer.eps).to(x.dtype)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
+    """Attention [..., P, c] of queries [..., P, c] over keys and values [..., L, c].
+
+    With gradients in 16 bits it is two products: torch's fused kernel has a gradient that takes five times as long.
+    """
+    tracked = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    slow = q.device.type == "cpu" and q.dtype.itemsize <= 2 and tracked and not torch.compiler.is_compiling()
+    if not slow or q.shape[:-1].numel() * k.shape[-2] > MANY_WEIGHTS:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+    weights = q * q.shape[-1] ** -0.5 @ k.mT
+    if is_causal:
+        weights = weights + torch.full(weights.shape[-2:], float("-inf"), dtype=weights.dtype).triu(1)
+    return weights.softmax(dim=-1).to(v.dtype) @ v

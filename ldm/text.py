@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ldm import cpu
 from ldm.attention import split
 from ldm.condition import Span
 from ldm.config import TextEncoderConfig
@@ -91,7 +92,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.layer_norm1(x)
         q, k, v = (split(project(h), self.heads) for project in (self.q_proj, self.k_proj, self.v_proj))
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # padding is not masked
+        h = cpu.attention(q, k, v, is_causal=True)  # padding is not masked
         x = x + self.out_proj(rearrange(h, "B H L c -> B L (H c)"))
         h = self.fc1(self.layer_norm2(x))
         h = h * torch.sigmoid(1.702 * h) if self.quick else F.gelu(h)

@@ -17,6 +17,7 @@ from experiments.emoji.truth import device_of, judge_scores, psnr
 from experiments.emoji.world import Batch, EmojiScenes, batch_of, first_images, settings_of
 from experiments.files import write
 from experiments.pictures import sheet, to_image
+from experiments.training.tokens import WorldTable, tokens_of
 from guidance import ClassifierFree, guided
 from ldm import LatentDiffusion
 from ldm.autoencoder import Autoencoder
@@ -169,10 +170,12 @@ class UNetPart(Part):
         )
         self.unet, self.text_encoder = UNet(self.config.unet), TextEncoder(text)
         initialise(self.unet)
+        self.tokenizer = Tokenizer(PAD_ID, text.context)
         self.text_encoder.load_state_dict(tower)
+        self.table = WorldTable(tower["token_embedding.weight"], tokens_of(scenes.world, self.tokenizer))
+        self.text_encoder.token_embedding = self.table  # type: ignore[assignment]
         self.text_encoder.requires_grad_(cfg.train_text)
         self.network = nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
-        self.tokenizer = Tokenizer(PAD_ID)
         self.schedule = Schedule.of(self.config.schedule)
         self.caption_dropout = cfg.caption_dropout
         self.noise_offset = cfg.noise_offset
@@ -196,7 +199,10 @@ class UNetPart(Part):
 
     def model(self) -> LatentDiffusion:
         """Returns the model that the U-Net belongs to, with the weights of the moment."""
-        return LatentDiffusion(self.unet, self.autoencoder, self.text_encoder, self.config)
+        text_encoder = TextEncoder(self.config.text).to(self.table.weight.device)
+        weights = self.text_encoder.state_dict() | {"token_embedding.weight": self.table.whole()}
+        text_encoder.load_state_dict(weights)
+        return LatentDiffusion(self.unet, self.autoencoder, text_encoder.eval(), self.config)
 
     @torch.no_grad()
     def picture(self, scenes: EmojiScenes) -> Image.Image:

@@ -22,6 +22,7 @@ from experiments.files import CONF
 from experiments.training import loop as verb
 from experiments.training import parts
 from experiments.training.loop import joined
+from experiments.training.tokens import WorldTable, tokens_of
 from ldm import load_model
 from ldm.text import TextEncoder, Tokenizer
 
@@ -352,11 +353,33 @@ def test_only_the_tokens_of_captions_move_or_none(folder, tmp_path, train_text):
     cfg = config(folder, "unet", *settings)
     last = torch.load(checkpoint_of(cfg), weights_only=True)
     name = "text_encoder.token_embedding.weight"
-    moved = set((first["network"][name] != last["network"][name]).any(dim=1).nonzero().flatten().tolist())
     scenes = EmojiScenes(*world_of(folder, cfg))
+    tokens = tokens_of(scenes.world, Tokenizer(0))
+    moved = set(tokens[(first["network"][name] != last["network"][name]).any(dim=1)].tolist())
     told = set(Tokenizer(0)([scenes[i].caption for i in range(24)]).ids.flatten().tolist())
     assert moved <= told
     assert (len(moved) > 5) == train_text
+
+
+def test_a_worlds_table_learns_what_the_whole_table_does(folder):
+    world = World(**settings_of(config(folder, "unet").world))
+    tokenizer = Tokenizer(0)
+    tokens, scenes = tokens_of(world, tokenizer), EmojiScenes(world, {})
+    ids = tokenizer(["", *(scenes.caption(i)[0] for i in range(500))]).ids
+    assert torch.equal(ids.unique(), tokens), "of all words, and of no others"
+    whole = torch.nn.Embedding(49408, 4)
+    table = WorldTable(whole.weight.detach().clone(), tokens)
+    target = torch.randn(*ids.shape, 4)
+    for embedding in (whole, table):
+        optimizer = torch.optim.AdamW(embedding.parameters(), lr=0.1, weight_decay=0.0)
+        for rows in (ids[:9], ids[9:]):
+            optimizer.zero_grad()
+            (embedding(rows) * target[: len(rows)]).sum().backward()
+            optimizer.step()
+    assert torch.equal(table(ids), whole(ids))
+    assert torch.equal(table.whole(), whole.weight)
+    with pytest.raises(IndexError):
+        table(torch.tensor([[40000]]))
 
 
 def test_pictures_of_progress_are_drawn_with_the_average_and_change_nothing(folder, tmp_path):
@@ -378,12 +401,19 @@ def test_curves_and_pictures_go_to_wandb(folder, tmp_path):
 
 
 def test_the_trained_model_is_written_as_a_folder_that_loads(folder, tmp_path):
-    checkpoint = checkpoint_of(config(folder, "unet", f"out={tmp_path}"))
+    cfg = config(folder, "unet", f"out={tmp_path}")
+    checkpoint = checkpoint_of(cfg)
+    tokens = tokens_of(World(**settings_of(cfg.world)), Tokenizer(0))
     model = load_model(tmp_path / "model")
     ema = torch.load(checkpoint, weights_only=True)["ema"]
     for name, network in (("unet", model.unet), ("text_encoder", model.text_encoder)):
         for key, value in network.state_dict().items():
-            assert torch.equal(value, ema[f"{name}.{key}"].half().float()), key
+            rows = tokens if key == "token_embedding.weight" else slice(None)
+            assert torch.equal(value[rows], ema[f"{name}.{key}"].half().float()), key
+    _, tower = parts.load_text_tower(folder / "clip" / "checkpoint.pt")
+    others = torch.ones(len(model.text_encoder.token_embedding.weight), dtype=torch.bool).index_fill(0, tokens, False)
+    table = tower["token_embedding.weight"][others]
+    assert torch.equal(model.text_encoder.token_embedding.weight[others], table.half().float())
     assert model.config.image_size == 16
     assert model.config.autoencoder.scale == model.autoencoder.scale != 1
     shards = list((tmp_path / "model").rglob("*.safetensors"))

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -26,12 +27,14 @@ from experiments.metrics.measuring import evaluate
 from experiments.pictures import captioned, save_png
 from experiments.run import build, cli
 
-KINDS = {  # suites of conf/prompts, and what their pictures must show
+Kinds = dict[str, tuple[str, str]]
+KINDS: Kinds = {  # suites of conf/prompts, and what their pictures must show
     "emoji_one": ("one object: found", "all_found"),
     "emoji_one_coloured": ("one object with colour: object and colour right", "all_right"),
     "emoji_two": ("two objects: both found", "all_found"),
     "emoji_two_coloured": ("two objects, two colours, unseen combination: all four right", "all_right"),
 }
+STRICT: Kinds = {"emoji_two_strict": ("two objects, two colours, no combination seen: all four right", "all_right")}
 OTHER_SCENES = 1_000_003  # a seed of scenes that no suite uses
 
 
@@ -43,22 +46,23 @@ def main(cfg: DictConfig) -> None:
     judge = load_judge(device=device) if cfg.judge is None else load_judge(Path(cfg.judge), device)
     model = build.model(cfg.model, device, "float32")
 
-    draw(cfg, out / "validation", list(cfg.scales), cfg.validation, cfg.validation_seed)
-    worth = {scale: sum(shares(cfg, out / "validation", scale, bench).values()) / len(KINDS) for scale in cfg.scales}
+    draw(cfg, out / "validation", KINDS, list(cfg.scales), cfg.validation, cfg.validation_seed)
+    worth = {scale: mean_share(cfg, out / "validation", scale, bench) for scale in cfg.scales}
     scale = max(worth, key=lambda s: worth[s])
-    draw(cfg, out / "test", [scale], cfg.count, cfg.test_seed)
+    draw(cfg, out / "test", KINDS | STRICT, [scale], cfg.count, cfg.test_seed)
 
     held_out = EmojiScenes(world, atlas, "held_out")
     rows = {"autoencoder: PSNR on held-out scenes, dB": estimate(bench, psnr(model.autoencoder, held_out, cfg.count))}
     for name, values in judge_scores(judge, held_out, cfg.count).items():
         rows[f"judge on held-out scenes: {name}"] = estimate(bench, values)
-    rows |= {KINDS[kind][0]: e for kind, e in estimates(cfg, out / "test", scale, bench).items()}
+    rows |= estimates(cfg, out / "test", KINDS, scale, bench)
     distances = frechet_distances(cfg, out / "test", scale, world, atlas, judge)
     rows["Frechet distance, over that of two sets of scenes"] = Estimate(
         distances["drawn"] / distances["scenes"], None, None, len(KINDS) * cfg.count
     )
     rows[f"8 pictures, 20 steps, {cfg.device}, s"] = Estimate(seconds(cfg, out / "speed"), None, None, 8)
 
+    rows |= estimates(cfg, out / "test", STRICT, scale, bench)
     scores = {name: vars(estimate) for name, estimate in rows.items()}
     settings = {"scale": scale, "validation": worth, "frechet": distances, "steps": cfg.steps, "dtype": cfg.dtype}
     write(out / "scorecard.json", json.dumps({"settings": settings, "scores": scores}, indent=1) + "\n")
@@ -68,9 +72,9 @@ def main(cfg: DictConfig) -> None:
     print(f"scale {scale}, of {worth}; failures: {out / 'failures.png'}")
 
 
-def draw(cfg: DictConfig, folder: Path, scales: list[float], count: int, scenes_seed: int) -> None:
+def draw(cfg: DictConfig, folder: Path, kinds: Kinds, scales: list[float], count: int, scenes_seed: int) -> None:
     """The suites' pictures at each scale, in folder/SUITE_SCALE; what is there already is not drawn again."""
-    sweep = [f"prompts={','.join(KINDS)}", f"guidance.scale={','.join(map(str, scales))}"]
+    sweep = [f"prompts={','.join(kinds)}", f"guidance.scale={','.join(map(str, scales))}"]
     sample(cfg, "-m", *sweep, f"++prompts.world={cfg.world.name}", f"++prompts.count={count}",
            f"++prompts.scenes_seed={scenes_seed}", f"sampler.steps={cfg.steps}", f"dtype={cfg.dtype}",
            f"batch_size={cfg.batch_size}", f"hydra.sweep.dir={folder}",
@@ -82,20 +86,16 @@ def sample(cfg: DictConfig, *overrides: str) -> None:
     subprocess.run([sys.executable, "-m", "experiments.sample", *overrides, *model], check=True)
 
 
-def judged(cfg: DictConfig, folder: Path, scale: float, bench: Bench) -> dict[str, dict[str, Any]]:
-    """What the judge says of each suite's run."""
-    settings = {"_target_": "experiments.metrics.judge.JudgeMetric", "weights": cfg.judge}
-    return {kind: evaluate(folder / f"{kind}_{scale}", {"judge": settings}, bench)["judge"] for kind in KINDS}
+def estimates(cfg: DictConfig, folder: Path, kinds: Kinds, scale: float, bench: Bench) -> dict[str, Estimate]:
+    """Returns what the judge says of each suite's run, by the names of the rows."""
+    settings = {"judge": {"_target_": "experiments.metrics.judge.JudgeMetric", "weights": cfg.judge}}
+    found = {kind: evaluate(folder / f"{kind}_{scale}", settings, bench)["judge"]["details"] for kind in kinds}
+    return {name: Estimate(**found[kind][measure]) for kind, (name, measure) in kinds.items()}
 
 
-def estimates(cfg: DictConfig, folder: Path, scale: float, bench: Bench) -> dict[str, Estimate]:
-    return {
-        kind: Estimate(**found["details"][KINDS[kind][1]]) for kind, found in judged(cfg, folder, scale, bench).items()
-    }
-
-
-def shares(cfg: DictConfig, folder: Path, scale: float, bench: Bench) -> dict[str, float]:
-    return {kind: estimate.value for kind, estimate in estimates(cfg, folder, scale, bench).items()}
+def mean_share(cfg: DictConfig, folder: Path, scale: float, bench: Bench) -> float:
+    """Returns the mean over the suites of what a scale is chosen by."""
+    return fmean(estimate.value for estimate in estimates(cfg, folder, KINDS, scale, bench).values())
 
 
 def estimate(bench: Bench, values: list[float]) -> Estimate:
@@ -137,7 +137,7 @@ def seconds(cfg: DictConfig, folder: Path) -> float:
 def failures(folder: Path, scale: float, each: int = 10) -> Image.Image:
     """The first pictures of each suite that the judge finds wrong."""
     pictures, captions = [], []
-    for kind, (_, score) in KINDS.items():
+    for kind, (_, score) in (KINDS | STRICT).items():
         run = folder / f"{kind}_{scale}"
         prompts = {record["file"]: record["prompt"] for record in read_lines(run / "samples.jsonl")}
         found = json.loads((run / "metrics" / "judge.json").read_text(encoding="utf-8"))["per_image"]

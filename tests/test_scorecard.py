@@ -34,15 +34,15 @@ def test_scorecard(icons: Path, tmp_path: Path) -> None:
     scorecard.main(cfg)
     found = json.loads((tmp_path / "out" / "scorecard.json").read_text())
     assert found["settings"]["scale"] in (2.0, 3.0)
-    assert len(found["scores"]) == 10
+    assert len(found["scores"]) == 11
     for name, score in found["scores"].items():
         assert score["count"] >= 1, name
         if score["low"] is not None:
             assert score["low"] <= score["value"] <= score["high"], name
-    assert len((tmp_path / "out" / "scorecard.md").read_text().splitlines()) == 12
+    assert len((tmp_path / "out" / "scorecard.md").read_text().splitlines()) == 13
     assert (tmp_path / "out" / "failures.png").exists()
     pictures = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "test").rglob("images/*.png")}
-    assert len(pictures) == 16
+    assert len(pictures) == 20
 
     scorecard.main(cfg)
     assert all(path.stat().st_mtime_ns == time for path, time in pictures.items())

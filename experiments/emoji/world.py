@@ -11,8 +11,9 @@ import json
 import os
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -224,12 +225,22 @@ def phrase(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
+SPLITS: dict[
+    str, Callable[[Iterable[bool]], bool]
+] = {  # whether a scene belongs, of whether its combinations are held out
+    "train": lambda held_out: not any(held_out),
+    "held_out": any,
+    "strict": all,
+}
+
+
 class EmojiScenes(Dataset):
     """Scenes of a world, each a function of (seed, index).
 
-    `split` is "train" or "held_out". Every held-out scene shows a combination that no training scene does, and its
-    caption names all of it (styles and background), so the caption too is one that training never sees. `layouts` and
-    `tinted` narrow the scenes to some kind: every object tinted, or none.
+    `split` is one of SPLITS. Every held-out scene shows a combination that no training scene does, and its caption
+    names all of it (styles and background), so the caption too is one that training never sees. Of a strict scene
+    training shows no combination at all: neither object with its background, nor the pair with either colour.
+    `layouts` and `tinted` narrow the scenes to some kind: every object tinted, or none.
     """
 
     def __init__(
@@ -242,7 +253,7 @@ class EmojiScenes(Dataset):
         layouts: tuple[str, ...] = tuple(LAYOUTS),
         tinted: bool | None = None,
     ):
-        assert split in ("train", "held_out"), split
+        assert split in SPLITS, split
         self.world, self.atlas, self.split, self.seed, self.length = world, atlas, split, seed, length
         self.tinted = tinted
         self.shares = {layout: share for layout, share in world.layouts.items() if layout in layouts}
@@ -271,28 +282,59 @@ class EmojiScenes(Dataset):
         """Returns a scene's generator, for all later draws, its layout, its objects and its background."""
         if not 0 <= index < self.length:
             raise IndexError(index)
-        rng = np.random.default_rng([self.seed, index, self.split == "held_out"])
+        rng = np.random.default_rng([self.seed, index, list(SPLITS).index(self.split)])
         shares = np.cumsum(list(self.shares.values()))
         # drawn once, so that the split leaves the shares alone
         layout = list(self.shares)[int(np.searchsorted(shares, rng.random() * shares[-1], side="right"))]
         for _ in range(1000):
-            looks, background = self.draw(rng, LAYOUTS[layout])
-            held_out = any(is_held_out(self.world, c) for c in combinations(looks, background))
-            if held_out == (self.split == "held_out"):
+            looks, background = (self.draw_strictly if self.split == "strict" else self.draw)(rng, LAYOUTS[layout])
+            held_out = (is_held_out(self.world, c) for c in combinations(looks, background))
+            if len(looks) == LAYOUTS[layout] and SPLITS[self.split](held_out):
                 return rng, layout, looks, background
         raise ValueError(f"share_held_out={self.world.share_held_out} leaves no {self.split} scenes of layout {layout}")
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[list[Look], str]:
         """Draws objects with different labels, and a background's word."""
         world, looks = self.world, []
-        sizes = world.sizes_one if count == 1 else world.sizes_more
         for i in rng.permutation(len(self.nouns))[:count]:
             style = self.styles[rng.integers(len(self.styles))]
             tinted = rng.random() < world.share_tinted if self.tinted is None else self.tinted
             colour = list(world.colours)[rng.integers(len(world.colours))] if tinted else None
-            size = rng.choice([word for word, sides in sizes.items() for _ in sides])
-            looks.append(Look(self.nouns[i], style, colour, str(size)))
+            looks.append(Look(self.nouns[i], style, colour, self.draw_size(rng, count)))
         return looks, self.backgrounds[rng.integers(len(self.backgrounds))]
+
+    def draw_size(self, rng: np.random.Generator, count: int) -> str:
+        """Draws the word for the size of one of `count` objects: each side in pixels is as probable as the others."""
+        sizes = self.world.sizes_one if count == 1 else self.world.sizes_more
+        return str(rng.choice([word for word, sides in sizes.items() for _ in sides]))
+
+    def draw_strictly(self, rng: np.random.Generator, count: int) -> tuple[list[Look], str]:
+        """Draws only objects that are held out with the background, fewer than `count` where there are no more.
+
+        If `tinted` is None, each colour is as probable as none.
+        """
+        background = self.backgrounds[rng.integers(len(self.backgrounds))]
+        choices, looks = self.held_out_objects[background], dict[str, Look]()
+        for i in rng.permutation(len(choices)):
+            label, style, colour = choices[i]
+            if len(looks) < count and label not in looks:
+                looks[label] = Look(label, style, colour, self.draw_size(rng, count))
+        return list(looks.values()), background
+
+    @cached_property
+    def held_out_objects(self) -> dict[str, list[tuple[str, str, str | None]]]:
+        """The objects (concept, style, colour) that training does not show with each background."""
+        colours = [] if self.tinted is False else list[str | None](self.world.colours)
+        colours += [] if self.tinted else [None]
+        objects = list(itertools.product(self.nouns, self.styles, colours))
+        return {
+            ground: [
+                (noun, style, colour)
+                for noun, style, colour in objects
+                if is_held_out(self.world, ("object", noun, style, colour or "", ground))
+            ]
+            for ground in self.backgrounds
+        }
 
     def compose(
         self, rng: np.random.Generator, layout: str, looks: list[Look], background: str
@@ -332,7 +374,7 @@ class EmojiScenes(Dataset):
 
         A training caption may leave out styles and background; a held-out one names them all. Both name some sizes.
         """
-        world, everything = self.world, self.split == "held_out"
+        world, everything = self.world, self.split != "train"
         phrases = []
         for look in looks:
             size = look.size if rng.random() < world.share_sized else None

@@ -53,7 +53,7 @@ def captions(group: DictConfig, negative: str) -> Iterator[Prompt]:
     if not group.layouts or set(group.layouts) - world["layouts"].keys():
         raise ValueError(f"prompts.layouts={group.layouts}: must be some of {', '.join(world['layouts'])}")
     kind = {"layouts": tuple(group.layouts), "tinted": group.tinted}
-    scenes = EmojiScenes(World(**world), {}, "held_out", group.scenes_seed, **kind)
+    scenes = EmojiScenes(World(**world), {}, group.get("split", "held_out"), group.scenes_seed, **kind)
     for index in range(group.count):
         caption, looks = scenes.caption(index)
         yield Prompt(caption, negative, index, tuple(look.label for look in looks))

@@ -149,6 +149,24 @@ def test_held_out_combinations_and_captions_never_appear_in_training():
     assert any(is_held_out(elsewhere, combination) for combination in ours), "split_seed changes nothing"
 
 
+def test_of_a_strict_scene_every_combination_is_held_out(atlas):
+    world = replace(WORLD, share_held_out=0.6)
+    scenes = EmojiScenes(world, atlas, "strict", layouts=("one", "beside", "above"), tinted=True)
+    twice = EmojiScenes(world, atlas, "strict", layouts=("one", "beside", "above"), tinted=True)
+    counts = set()
+    for i in range(60):
+        _, layout, looks, background = scenes.plan(i)
+        assert all(is_held_out(world, combination) for combination in combinations(looks, background))
+        assert len({look.label for look in looks}) == len(looks) == emoji.LAYOUTS[layout]
+        assert all(look.colour for look in looks)
+        assert f"{background} background" in scenes.caption(i)[0]
+        assert torch.equal(scenes[i].image, twice[i].image)
+        counts.add(len(looks))
+    assert counts == {1, 2}
+    plain = EmojiScenes(world, {}, "strict", layouts=("one",), tinted=False)
+    assert all(look.colour is None for i in range(20) for look in plain.plan(i)[2])
+
+
 def test_batches_are_in_the_networks_range_and_hold_the_truth(atlas):
     scenes = EmojiScenes(WORLD, atlas)
     some = batch_of(scenes, range(5, 13))

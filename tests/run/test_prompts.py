@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,40 @@ def test_emoji_suite(kind: str) -> None:
         assert all(noun in prompt.text for noun in prompt.objects)
         assert sum(word in world.styles for word in words) == len(prompt.objects)
         assert sum(word in world.colours for word in words) == len(prompt.objects) * kind.endswith("coloured")
+
+
+def test_the_strict_suite_shows_no_combination_of_training() -> None:
+    from experiments.emoji.world import EmojiScenes, World, combinations, is_held_out
+
+    world = World(**OmegaConf.to_container(OmegaConf.load(CONF / "world" / "emoji_sixteen.yaml")))
+    prompts = shipped("emoji_two_strict", "prompts.world=emoji_sixteen", "prompts.count=100")
+    scenes = EmojiScenes(world, {}, "strict", 0, layouts=("beside", "above"), tinted=True)
+    assert [prompt.text for prompt in prompts] == [scenes.caption(i)[0] for i in range(100)]
+    plans = [scenes.plan(i)[2:] for i in range(100)]
+    assert all(is_held_out(world, c) for looks, background in plans for c in combinations(looks, background))
+    assert len({prompt.text for prompt in prompts}) > 90
+
+
+def test_alike_objects_come_in_24_pairs_and_96_captions() -> None:
+    world = OmegaConf.load(CONF / "world" / "emoji_sixteen.yaml")
+    concepts = list(world.concepts)
+    alike = [pair for i in range(0, 16, 4) for pair in combinations(concepts[i : i + 4], 2)]
+    assert set(OmegaConf.load(CONF / "world" / "emoji_small.yaml").concepts) < set(concepts)
+    pairs = OmegaConf.load(CONF / "pairs" / "twenty_four.yaml")
+    four = OmegaConf.load(CONF / "pairs" / "four.yaml")
+    assert [tuple(pair.objects) for pair in pairs.emoji.values()] == alike
+    assert list(pairs.photo) == list(pairs.emoji)
+    assert all(pairs[kind][name] == pair for kind in four for name, pair in four[kind].items())
+    for pair in (*pairs.emoji.values(), *pairs.photo.values()):
+        assert pair.joint == f"{pair.one} and {pair.two}"
+        assert all(noun in pair.joint for noun in pair.objects)
+    captions = shipped("emoji_pairs")
+    assert [captions[i].objects for i in range(0, 96, 4)] == alike
+    assert {caption.text for caption in captions} == {
+        f"{pair.one} {between} {pair.two}"
+        for pair in pairs.emoji.values()
+        for between in ("and", "next to", "to the left of", "above")
+    }
 
 
 def test_emoji_captions_are_those_of_the_scenes() -> None:

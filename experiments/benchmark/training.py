@@ -43,6 +43,7 @@ class Training:
 
     def __init__(self, cfg: DictConfig, scenes: EmojiScenes, folder: Path, whole_table: bool):
         self.cfg = cfg
+        torch.manual_seed(cfg.seed)  # of the initial weights
         self.part = UNetPart(cfg.part, scenes, folder / "autoencoder.pt", folder / "clip.pt")
         if whole_table:
             self.part.text_encoder.token_embedding = nn.Embedding.from_pretrained(self.part.table.table, freeze=False)

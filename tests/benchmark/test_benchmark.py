@@ -3,14 +3,17 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from reference import tiny_model
 from tiny import TINY
 
-from experiments.benchmark import __main__, fresh, growth, sides
+from experiments.benchmark import __main__, fresh, growth, sides, training
 from experiments.benchmark.timing import Timing, interleaved, rounds
+from experiments.training import parts
+from ldm import cpu
 
 
 @pytest.fixture
@@ -101,3 +104,35 @@ def test_turns() -> None:
     assert 0 <= took["a"].least <= took["a"].median <= took["a"].most
     values = iter([9.0, 1.0, 5.0, 2.0])
     assert rounds({"x": lambda: next(values)}, 3) == {"x": Timing(2.0, 1.0, 5.0)}
+
+
+def test_training_is_measured_both_ways_and_learns_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made = []
+
+    class Watched(training.Training):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            made.append(self)
+
+    monkeypatch.setattr(training, "Training", Watched)
+    monkeypatch.setattr(training, "FIRST_EDITION", ["part.batch=4", "part.micro=4"])
+    monkeypatch.setattr(training, "N", 64)
+    monkeypatch.setattr(parts, "unit_variance_scale", lambda *_: 1.0)
+    asked = ["--batch", "4", "--micro", "4", "--repeats", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["training", *asked])
+    kernels = cpu.group_norm, cpu.attention
+    training.main()
+    assert (cpu.group_norm, cpu.attention) == kernels
+    found = json.loads((tmp_path / "training.json").read_text())
+    for name in ("ours", "first edition"):
+        assert found["of the limit"][name] == pytest.approx(
+            found["operations of a scene"] * found["scenes/s"][name] / found["machine, TFLOP/s"] / 1e12
+        )
+        assert sum(found["stages, s"][name].values()) == pytest.approx(1 / found["scenes/s"][name], rel=1e-6)
+        assert all(seconds > 0 for seconds in found["stages, s"][name].values())
+    assert "| scenes/s |" in (tmp_path / "training.md").read_text()
+    ours, first = made
+    assert first.part.text_encoder.token_embedding.weight.shape == (49408, 128)
+    assert len(ours.part.text_encoder.token_embedding.weight) < 80
+    losses = [[loss.item() for loss in way.state.losses[:2]] for way in made]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)

@@ -8,15 +8,27 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from omegaconf import OmegaConf
 from PIL import Image
 from tiny import Outcome
 
+from experiments.emoji.judge import load_judge
+from experiments.files import CONF
 from experiments.metrics import Bench
 from experiments.metrics.measuring import evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "ldm" / "weights" / "emoji"
 PROMPT = "a cat next to a dog on a blue background"
+
+
+@pytest.mark.parametrize(("judge", "world"), [("emoji_judge", "emoji_small"), ("emoji_sixteen_judge", "emoji_sixteen")])
+def test_the_judges_know_their_worlds(judge: str, world: str) -> None:
+    config = load_judge(FOLDER.parent / judge).config
+    told = OmegaConf.load(CONF / "world" / f"{world}.yaml")
+    assert config.concepts == tuple(told.concepts)
+    assert config.colours == tuple(told.colours)
+    assert config.image_size == told.image_size
 
 
 def test_diffusers_draws_the_same_pictures(cli: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from reference import (
     TINY_SD1,
     TINY_SD2,
@@ -20,7 +21,7 @@ from reference import (
 from torch import Tensor, nn
 
 from guidance.edits import scale_strongest
-from ldm import attention, autoencoder, layers
+from ldm import attention, autoencoder, cpu, layers
 from ldm.attention import AttentionEdit, FeatureEdit, Site, attend
 from ldm.autoencoder import Autoencoder
 from ldm.condition import Condition, stack
@@ -192,6 +193,52 @@ def test_fast_layers_are_torch_s() -> None:
     wide = nn.functional.group_norm(x.float(), 8, norm.weight.float(), norm.bias.float())
     for layout in (torch.contiguous_format, torch.channels_last):
         assert torch.equal(norm(x.to(memory_format=layout)), wide.bfloat16())
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_attention_in_16_bits_learns_as_in_32(is_causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradients, as two products and fused, are those of torch in float32, to 16 bits' rounding."""
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 3, 20, 8).bfloat16().float().requires_grad_() for _ in range(3)]
+    above = torch.randn(2, 3, 20, 8).bfloat16()
+    out = F.scaled_dot_product_attention(*exact, is_causal=is_causal)
+    wanted = [out, *torch.autograd.grad(out, exact, above.float())]
+    fused = []
+
+    def watched(*arguments: Tensor, is_causal: bool) -> Tensor:
+        fused.append(arguments)
+        return fused_attention(*arguments, is_causal=is_causal)
+
+    fused_attention = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    for most, calls in ((2**25, 0), (2 * 3 * 20 * 20 - 1, 1)):
+        monkeypatch.setattr(cpu, "MANY_WEIGHTS", most)
+        x = [value.detach().bfloat16().requires_grad_() for value in exact]
+        out = cpu.attention(*x, is_causal=is_causal)
+        found = [out, *torch.autograd.grad(out, x, above)]
+        assert len(fused) == calls
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert ours.dtype == torch.bfloat16
+            assert relative(ours.float(), theirs) < 0.02
+    with torch.no_grad():
+        cpu.attention(*x)
+    assert len(fused) == 2, "without gradients the fused kernel runs"
+
+
+def test_a_norm_in_16_bits_learns_as_in_32() -> None:
+    torch.manual_seed(0)
+    norm = layers.GroupNorm(4, 8)
+    x = torch.randn(2, 8, 5, 6).bfloat16().to(memory_format=torch.channels_last)
+    above = torch.randn(2, 8, 5, 6).bfloat16()
+    exact = x.float().requires_grad_()
+    out = F.group_norm(exact, 4, norm.weight, norm.bias)
+    wanted = [out, *torch.autograd.grad(out, [exact, *norm.parameters()], above.float())]
+    rounded = x.clone(memory_format=torch.preserve_format).requires_grad_()
+    out = norm(rounded)
+    found = [out, *torch.autograd.grad(out, [rounded, *norm.parameters()], above)]
+    assert out.dtype == torch.bfloat16
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert relative(ours.float(), theirs) < 0.01
 
 
 def test_settings_of_a_convolution_are_torch_s() -> None:
@@ -373,7 +420,7 @@ def test_attention_is_its_formula_and_fused_where_nothing_changes_it(monkeypatch
     explicit = torch.einsum("bhpl,bhlc->bhpc", weights, V)
     fused, fused_rows, seen = torch.nn.functional.scaled_dot_product_attention, list[int](), list[Tensor]()
 
-    def counted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def counted(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
         fused_rows.append(len(q))
         return fused(q, k, v)
 

@@ -20,6 +20,7 @@ from omegaconf.errors import MissingMandatoryValue
 import experiments.attention.draw as attention
 from experiments import files
 from experiments.attention.maps import Recorder
+from experiments.files import UserError
 from experiments.metrics import Bench
 from experiments.metrics.estimates import Bootstrap
 from experiments.metrics.measuring import described, evaluate, store
@@ -52,7 +53,7 @@ Measured = tuple[dict[str, dict[str, Any]], dict[str, str]]  # results by the me
 
 
 def main(cfg: DictConfig) -> None:
-    """Raises ValueError for what cannot be drawn, and for a folder that holds a sweep of another config."""
+    """Raises UserError for what cannot be drawn, and for a folder that holds a sweep of another config."""
     hydra = HydraConfig.get()
     folder, multirun = Path(hydra.runtime.output_dir), hydra.mode == RunMode.MULTIRUN
     keys = swept(hydra.sweeper.get("params"), Path(cfg.out) / "multirun.yaml" if multirun else None)
@@ -82,7 +83,7 @@ def swept(params: DictConfig | None, record: Path | None) -> dict[str, str]:
 
 
 def enter(sweep: Path, cfg: DictConfig, axes: list[str], command: str) -> None:
-    """Note in sweep.json what all cells share. Raises ValueError, naming the difference, where they share another."""
+    """Note in sweep.json what all cells share. Raises UserError, naming the difference, where they share another."""
     shared = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))  # as written, so that what hangs on an
     for path in (*MAY_DIFFER, *axes):  # axis is the same in all cells
         remove(shared, path.split("."))
@@ -90,7 +91,7 @@ def enter(sweep: Path, cfg: DictConfig, axes: list[str], command: str) -> None:
     with files.locked(sweep):
         file = sweep / "sweep.json"
         if file.exists() and (differs := files.difference(json.loads(file.read_text())["config"], shared)):
-            raise ValueError(f"{sweep} holds a sweep of another config ({differs}): choose another out=FOLDER")
+            raise UserError(f"{sweep} holds a sweep of another config ({differs}): choose another out=FOLDER")
         told = {key: plain(cfg[key]) for key in ("name", "claim", "claims", "page")}
         told |= {"command": command, "commit": files.commit(), "config": shared}
         files.write(file, json.dumps(told, indent=1) + "\n")
@@ -141,7 +142,7 @@ def measured(cfg: DictConfig, folder: Path, bench: Bench) -> Measured:
     for name, settings in chosen(cfg).items():
         try:
             results |= evaluate(folder, {name: settings}, bench, again=cfg.again)
-        except (ValueError, MissingMandatoryValue) as error:
+        except (UserError, MissingMandatoryValue) as error:
             missing[name] = files.one_line(error)
             files.say(f"warning: {cfg.cell}: not measured: {missing[name]}")
     return results, missing

@@ -20,6 +20,7 @@ from experiments import files
 from experiments.attention.draw import check_words, draw, layers_meant, save_animation, save_maps, save_sheets, title_of
 from experiments.attention.maps import Recorder
 from experiments.attention.sheets import colours_of, frame
+from experiments.files import UserError, as_user_error
 from experiments.pictures import save_png, to_image
 from experiments.run import build, cli
 from experiments.run.prompts import checked_seed
@@ -31,14 +32,15 @@ def main(cfg: DictConfig) -> None:
     seed = checked_seed(cfg.seed)
     guidance, device = build.guidance(cfg.guidance), build.device(cfg.device)
     if type(cfg.columns) is not int or cfg.columns < 1:
-        raise ValueError(f"columns={cfg.columns}: must be a whole number of at least 1")
+        raise UserError(f"columns={cfg.columns}: must be a whole number of at least 1")
 
     model = build.text_to_image(cfg.model, device, cfg.dtype)
     config = model.config
-    shape = model.latent_shape(cfg.height or config.image_size, cfg.width or config.image_size)
+    with as_user_error():
+        shape = model.latent_shape(cfg.height or config.image_size, cfg.width or config.image_size)
     stages = build.rehearse(guidance, build.steps(cfg.sampler, config.schedule)).stages
     if prompt.text is None and any(stage.prompt is None for stage in stages):
-        raise ValueError("nothing to draw: give prompt='...'")
+        raise UserError("nothing to draw: give prompt='...'")
     asked = [build.Stretch(prompt.text if s.prompt is None else s.prompt, s.steps) for s in stages]
     check_words(model, [str(stage.prompt) for stage in asked])
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from experiments import files
 from experiments.attention.maps import Recorder, owner_map
 from experiments.attention.sheets import Moment, colours_of, labels, owners_sheet, titled, words_sheet
+from experiments.files import UserError
 from experiments.pictures import save_png
 from experiments.run import build
 from experiments.run.prompts import Prompt
@@ -37,22 +38,22 @@ def save_sheets(
 
 
 def check_words(model: LatentDiffusion, prompts: list[str]) -> None:
-    """Warn of text beyond the 77 tokens. Raises ValueError for a prompt without words."""
+    """Warn of text beyond the 77 tokens. Raises UserError for a prompt without words."""
     tokens = model.tokenizer(prompts)
     for prompt, words, cut in zip(prompts, tokens.spans, tokens.cut, strict=True):
         if not words:
-            raise ValueError(f"prompt '{prompt}' has no words to look for")
+            raise UserError(f"prompt '{prompt}' has no words to look for")
         if cut:
             files.say(f"warning: a prompt is longer than 77 tokens; cut off: {cut!r}")
 
 
 def layers_meant(model: LatentDiffusion, wanted: Sequence[str] | None) -> list[str]:
-    """Beginnings of names, each of at least one cross-attention layer. Raises ValueError listing the layers if not."""
+    """Beginnings of names, each of at least one cross-attention layer. Raises UserError listing the layers if not."""
     names = [name for name, m in model.unet.named_modules() if isinstance(m, Attention) and m.kind == "cross"]
     layers = [wanted] if isinstance(wanted, str) else [str(layer) for layer in wanted or [""]]
     for layer in layers:
         if not any(name.startswith(layer) for name in names):
-            raise ValueError(f"layers={layer}: no cross-attention layer begins so; there are {', '.join(names)}")
+            raise UserError(f"layers={layer}: no cross-attention layer begins so; there are {', '.join(names)}")
     return layers
 
 
@@ -71,7 +72,7 @@ def draw(
     with torch.inference_mode():
         for step, x_t, x_0 in tqdm(sampler(denoise, x_T), unit="step", desc="sampling"):
             if not x_t.isfinite().all():
-                raise ValueError(
+                raise UserError(
                     f"latents are not finite after step {step.i + 1} of {step.n}: lower the guidance's scales"
                 )
             moments.append(Moment(step, model.decode(x_0)[0].cpu(), recorder.steps[step.i]))

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments.files import UserError
 from guidance import Branch, Guidance, edits
 from ldm.attention import AttentionEdit, Site
 from ldm.text import Span, Texts
@@ -76,7 +77,7 @@ class Recorder:
     def __post_init__(self) -> None:
         for name, choices in (("argmax", ("head", "mean")), ("candidates", ("all_but_bos", "words"))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)}: must be {' or '.join(choices)}")
+                raise UserError(f"{name}={getattr(self, name)}: must be {' or '.join(choices)}")
 
     def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
         branches = self.inner.branches(texts, step)

@@ -23,6 +23,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from experiments.files import UserError
 from ldm.text import Tokenizer
 
 Colour = tuple[int, int, int]  # RGB, 0 .. 255
@@ -56,9 +57,9 @@ class World:
 
     def __post_init__(self) -> None:
         if max(self.sides(1)) > self.image_size or max(self.sides(2)) > self.image_size // 2:
-            raise ValueError(f"objects do not fit: sizes_one up to {self.image_size}, sizes_more up to half of that")
+            raise UserError(f"objects do not fit: sizes_one up to {self.image_size}, sizes_more up to half of that")
         if not self.layouts.keys() <= LAYOUTS.keys() or abs(sum(self.layouts.values()) - 1) > 1e-6:
-            raise ValueError(f"layouts: shares of {', '.join(LAYOUTS)} that sum to 1, not {dict(self.layouts)}")
+            raise UserError(f"layouts: shares of {', '.join(LAYOUTS)} that sum to 1, not {dict(self.layouts)}")
 
     def sides(self, count: int) -> list[int]:
         """The sides that an object may have among `count`."""
@@ -100,7 +101,7 @@ def load_icons(folder: Path, package: str) -> dict[str, Any]:
     command = f"run `npm pack @iconify-json/{package}` in {folder}"
     found = sorted(folder.glob(f"iconify-json-{package}-[0-9]*"))
     if not found:
-        raise ValueError(f"the icon package {package} is missing: {command}")
+        raise UserError(f"the icon package {package} is missing: {command}")
     try:
         if found[-1].is_dir():
             icons = json.loads((found[-1] / "package" / "icons.json").read_text(encoding="utf-8"))
@@ -112,7 +113,7 @@ def load_icons(folder: Path, package: str) -> dict[str, Any]:
         icons["icons"]
         return icons
     except (OSError, EOFError, KeyError, TypeError, ValueError, tarfile.TarError, zlib.error) as error:
-        raise ValueError(f"the icon package {found[-1]} is damaged ({error}): {command} again") from error
+        raise UserError(f"the icon package {found[-1]} is damaged ({error}): {command} again") from error
 
 
 def render(icons: dict[str, Any], name: str, side: int) -> np.ndarray:
@@ -133,7 +134,7 @@ def render(icons: dict[str, Any], name: str, side: int) -> np.ndarray:
 def load_atlas(world: World, folder: Path, cache: Path) -> Atlas:
     """Every object of the world at every side it may have: rendered from the packages in `folder`, kept in `cache`.
 
-    Raises ValueError, naming the package, for one that is missing, damaged or without an icon of the world.
+    Raises UserError, naming the package, for one that is missing, damaged or without an icon of the world.
     """
     sides = sorted({*world.sides(1), *world.sides(2)})
     packages = sorted(path.name for path in folder.glob("*"))
@@ -145,7 +146,7 @@ def load_atlas(world: World, folder: Path, cache: Path) -> Atlas:
             icons = load_icons(folder, package)
             missing = sorted(set(world.concepts.values()) - icons["icons"].keys() - icons.get("aliases", {}).keys())
             if missing:
-                raise ValueError(f"the icon package {package} has no icon {', '.join(missing)}")
+                raise UserError(f"the icon package {package} has no icon {', '.join(missing)}")
             for noun, side in itertools.product(world.concepts, sides):
                 rendered[f"{noun}|{style}|{side}"] = render(icons, world.concepts[noun], side)
         cache.mkdir(parents=True, exist_ok=True)
@@ -245,7 +246,7 @@ class EmojiScenes(Dataset):
             held_out = any(is_held_out(self.world, c) for c in combinations(looks, background))
             if held_out == (self.split == "held_out"):
                 return rng, layout, looks, background
-        raise ValueError(f"share_held_out={self.world.share_held_out} leaves no {self.split} scenes of layout {layout}")
+        raise UserError(f"share_held_out={self.world.share_held_out} leaves no {self.split} scenes of layout {layout}")
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[list[Look], str]:
         """Objects with all their labels different, and a background's word."""

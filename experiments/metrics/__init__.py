@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from experiments.files import UserError
 from experiments.metrics.estimates import Bootstrap, Estimate
 from experiments.metrics.folders import FinishedRun
 
@@ -36,13 +37,13 @@ class Result:
 
 class Metric(Protocol):
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
-        """Raises ValueError, in one line, for a run or a setting that cannot be measured."""
+        """Raises UserError, in one line, for a run or a setting that cannot be measured."""
         ...
 
 
 def optional(module: str) -> ModuleType:
-    """A module of the extra `metrics`. Raises ValueError saying how to install it."""
+    """A module of the extra `metrics`. Raises UserError saying how to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed: `pip install 'ldm-guidance[metrics]'` brings it") from error
+        raise UserError(f"{error.name} is not installed: `pip install 'ldm-guidance[metrics]'` brings it") from error

@@ -12,6 +12,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from experiments.files import UserError
 from experiments.metrics import Bench, Result
 from experiments.metrics.folders import FinishedRun
 from experiments.run import draw
@@ -54,7 +55,7 @@ class EffectiveScale:
 
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
         if type(self.pictures) is not int or self.pictures < 1:
-            raise ValueError(f"pictures={self.pictures}: must be a whole number of at least 1")
+            raise UserError(f"pictures={self.pictures}: must be a whole number of at least 1")
         again = {**run.config, "device": str(bench.device), "logger": {"name": "none"}, "shard": "0/1"}
         job = draw.prepare(OmegaConf.create(again))
         plan = [picture for batch in job.batches for picture in batch][: self.pictures]

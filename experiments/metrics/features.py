@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from experiments.emoji.judge import WEIGHTS as JUDGE
 from experiments.emoji.judge import Judge, Verdict, load_judge
-from experiments.files import say, sha256
+from experiments.files import UserError, say, sha256
 from experiments.metrics import Bench, optional
 from experiments.metrics.folders import FinishedRun, Pictures, read, to_tensor
 
@@ -56,7 +56,7 @@ class InceptionFeatures:
             torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would run what is pickled in it
             network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
         except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-            raise ValueError(f"{path}: not torch-fidelity's Inception weights: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{path}: not torch-fidelity's Inception weights: {str(error).splitlines()[0]}") from error
         self.network = network.to(device)
         self.device = device
         self.about = {
@@ -101,18 +101,18 @@ def judge_input(images: Tensor, side: int) -> Tensor:
 
 
 def inception_weights(given: Path | None, url: str) -> Path:
-    """The given file, or the cached one, which is downloaded if it can be. Raises ValueError saying where to put it."""
+    """The given file, or the cached one, which is downloaded if it can be. Raises UserError saying where to put it."""
     path = given or Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     where = f"download {url} and put it at {path}, or name it by the metric's weights=FILE"
     if given is not None and not path.is_file():
-        raise ValueError(f"weights={path}: there is no such file; {where}")
+        raise UserError(f"weights={path}: there is no such file; {where}")
     if not path.is_file():
         say(f"Inception weights: from {url} to {path}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=PUBLISHED, progress=False)
         except (URLError, OSError, RuntimeError) as error:
-            raise ValueError(f"no Inception weights here and no way to them: {where}") from error
+            raise UserError(f"no Inception weights here and no way to them: {where}") from error
     return path
 
 
@@ -122,15 +122,15 @@ def load_extractor(name: str | None, weights: str | None, run: FinishedRun, devi
     try:
         extractor = get_object(EXTRACTORS.get(name, name))
     except (ImportError, ValueError) as error:
-        raise ValueError(f"features={name}: must be inception, judge or the full name of a class") from error
+        raise UserError(f"features={name}: must be inception, judge or the full name of a class") from error
     return extractor(Path(weights) if weights else None, device)
 
 
 @torch.inference_mode()
 def extract(extractor: Extractor, pictures: Pictures, resize: int | None, bench: Bench) -> Features:
-    """Raises ValueError for fewer than 2 pictures, of which no covariance can be."""
+    """Raises UserError for fewer than 2 pictures, of which no covariance can be."""
     if len(pictures.files) < 2:
-        raise ValueError(f"{pictures.folder}: holds {len(pictures.files)} picture, and at least 2 are needed")
+        raise UserError(f"{pictures.folder}: holds {len(pictures.files)} picture, and at least 2 are needed")
     batches = tqdm(pictures.batches(bench.batch_size, resize), desc=f"features of {pictures.folder.name}", leave=False)
     values, logits = zip(*((a.cpu(), b.cpu()) for a, b in map(extractor, batches)), strict=True)
     return Features(torch.cat(values), torch.cat(logits))

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from experiments.files import UserError
 from experiments.metrics import Bench, Result
 from experiments.metrics.clip import clip_meant, load_clip
 from experiments.metrics.folders import FinishedRun, read
@@ -26,11 +27,11 @@ class WordChoice:
 
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
         if len(set(self.words)) < 2:
-            raise ValueError(f"words={self.words}: at least two")
+            raise UserError(f"words={self.words}: at least two")
         rivals = [self.rivals(texts) for texts in run.captions]
         asked = [i for i, prompts in enumerate(rivals) if prompts]
         if not asked:
-            raise ValueError(f"no prompt holds exactly one of {', '.join(self.words)}")
+            raise UserError(f"no prompt holds exactly one of {', '.join(self.words)}")
         model, pretrained = clip_meant(self.model, self.pretrained, run)
         network, preprocess, tokenizer, about = load_clip(model, pretrained, bench.device)
         right: list[float | None] = [None] * len(rivals)

@@ -12,6 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
 
+from experiments.files import UserError, as_user_error
 from experiments.run.prompts import Prompt, checked_seed, suite
 from guidance import Guidance
 from ldm import LatentDiffusion, load_model
@@ -42,32 +43,33 @@ class Rehearsal:
 
 
 def device(name: str) -> torch.device:
-    """The device meant; "auto" is the first GPU, or the CPU. Raises ValueError if it is not there."""
+    """The device meant; "auto" is the first GPU, or the CPU. Raises UserError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(name)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name} is not available here: use device=cpu, or device=auto") from error
+        raise UserError(f"device={name} is not available here: use device=cpu, or device=auto") from error
     torch.backends.cudnn.allow_tf32 = False
     return chosen
 
 
 def model(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDiffusion:
-    """The model group's checkpoint. Raises ValueError or OSError naming what is wrong with it."""
+    """The model group's checkpoint. Raises UserError or OSError naming what is wrong with it."""
     if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
-    return load_model(
-        cfg.path, config=cfg.config, prediction=cfg.prediction, ema=cfg.ema, dtype=DTYPES[dtype], device=device
-    )
+        raise UserError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
+    with as_user_error():
+        return load_model(
+            cfg.path, config=cfg.config, prediction=cfg.prediction, ema=cfg.ema, dtype=DTYPES[dtype], device=device
+        )
 
 
 def text_to_image(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDiffusion:
-    """`model`, which must draw from text alone. Raises ValueError for an inpainting model too."""
+    """`model`, which must draw from text alone. Raises UserError for an inpainting model too."""
     made = model(cfg, device, dtype)
     if made.config.unet.in_channels != made.config.autoencoder.latent_channels:
-        raise ValueError(f"{cfg.path} is an inpainting model: this verb makes pictures from text alone")
+        raise UserError(f"{cfg.path} is an inpainting model: this verb makes pictures from text alone")
     return made
 
 
@@ -93,14 +95,15 @@ def schedule(config: ScheduleConfig) -> Schedule:
 def steps(cfg: DictConfig, config: ScheduleConfig) -> list[Step]:
     """The sampler group's steps through the model's schedule."""
     if type(cfg.steps) is not int:
-        raise ValueError(f"sampler.steps={cfg.steps}: must be a whole number")
-    return schedule(config).steps(cfg.steps, cfg.spacing or config.spacing, config.steps_offset)
+        raise UserError(f"sampler.steps={cfg.steps}: must be a whole number")
+    with as_user_error("sampler: "):
+        return schedule(config).steps(cfg.steps, cfg.spacing or config.spacing, config.steps_offset)
 
 
 def sampler(cfg: DictConfig, config: ScheduleConfig) -> Callable[..., Iterator[tuple[Step, Tensor, Tensor]]]:
     """sampler(denoise, x_T, noise=...) -> generator: the sampler group's function with its settings and steps."""
     if not 0 <= cfg.get("eta", 0) <= 1:
-        raise ValueError(f"sampler.eta={cfg.eta}: must be between 0 and 1")
+        raise UserError(f"sampler.eta={cfg.eta}: must be between 0 and 1")
     settings = {key: value for key, value in cfg.items() if key not in ("steps", "spacing")}
     if "final" in cfg and cfg.final is None and config.ends_clean:
         settings["final"] = 1.0
@@ -114,15 +117,15 @@ def guidance(cfg: DictConfig) -> Guidance:
 
 
 def create(cfg: DictConfig | dict[Any, Any], group: str) -> Any:
-    """What the config's `_target_` makes of its other keys. Raises ValueError naming a wrong setting."""
+    """What the config's `_target_` makes of its other keys. Raises UserError naming a wrong setting."""
     try:
         return instantiate(cfg, _convert_="all")
     except InstantiationException as error:
-        raise ValueError(f"{group}: {error.__cause__ or error}") from error
+        raise UserError(f"{group}: {error.__cause__ or error}") from error
 
 
 def rehearse(guidance: Guidance, steps: list[Step]) -> Rehearsal:
-    """Raises ValueError for a guidance that does not fit these steps, before anything is sampled."""
+    """Raises UserError for a guidance that does not fit these steps, before anything is sampled."""
     known: list[tuple[Text, str | None]] = []
 
     def encode(prompt: str | None) -> Text:
@@ -132,7 +135,8 @@ def rehearse(guidance: Guidance, steps: list[Step]) -> Rehearsal:
     texts = Texts(encode(None), encode(""), encode)
     evaluations, stages = 0, list[Stretch]()
     for step in steps:
-        branches = guidance.branches(texts, step)
+        with as_user_error("guidance: "):
+            branches = guidance.branches(texts, step)
         evaluations += len(branches)
         prompt = next(prompt for text, prompt in known if text is branches["cond"].text)
         if stages and stages[-1].prompt == prompt:
@@ -143,26 +147,26 @@ def rehearse(guidance: Guidance, steps: list[Step]) -> Rehearsal:
 
 
 def prompts(cfg: DictConfig) -> list[Prompt]:
-    """The prompts asked for: `prompt`, or the prompts group. Raises ValueError naming file and line of a wrong one."""
+    """The prompts asked for: `prompt`, or the prompts group. Raises UserError naming file and line of a wrong one."""
     negative = str(cfg.negative_prompt)
     if cfg.get("prompts") is None:
         return [Prompt(None if cfg.prompt is None else str(cfg.prompt), negative)]
     if cfg.prompt is not None:
-        raise ValueError("both prompt and prompts are given: leave one of them out")
+        raise UserError("both prompt and prompts are given: leave one of them out")
     return suite(cfg.prompts, negative)
 
 
 def seeds(cfg: DictConfig) -> list[int]:
-    """Raises ValueError for a seed that is no whole number of 32 bits, and for repeated ones."""
+    """Raises UserError for a seed that is no whole number of 32 bits, and for repeated ones."""
     wanted = [checked_seed(seed) for seed in (cfg.seeds if isinstance(cfg.seeds, list | ListConfig) else [cfg.seeds])]
     if len(set(wanted)) < len(wanted) or not wanted:
-        raise ValueError(f"seeds={wanted}: at least one, and none of them twice")
+        raise UserError(f"seeds={wanted}: at least one, and none of them twice")
     return wanted
 
 
 def shard(text: str) -> tuple[int, int]:
-    """(i, n) of "i/n", the i-th of n shards, i from 0. Raises ValueError for anything else."""
+    """(i, n) of "i/n", the i-th of n shards, i from 0. Raises UserError for anything else."""
     match = re.fullmatch(r"(\d+)/([1-9]\d*)", str(text))
     if match is None or int(match[1]) >= int(match[2]):
-        raise ValueError(f"shard={text}: must be i/n, with i from 0 to n - 1")
+        raise UserError(f"shard={text}: must be i/n, with i from 0 to n - 1")
     return int(match[1]), int(match[2])

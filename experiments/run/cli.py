@@ -1,4 +1,15 @@
-"""The frame of every verb: Hydra composes the config; errors a user can cause become one line and an exit status."""
+"""The frame of every verb: Hydra composes the config; what the user can mend becomes one line and exit status 1.
+
+What is the user's to mend, and what is a bug:
+- UserError, which this project raises with a message for the user, and nothing else raises. The rooms below experiments
+  raise plain ValueErrors, and only their callers know whether a value came from the user: `as_user_error` converts
+  them where settings become objects (run/build.py). A constructor named by `_target_` is such a place too: whatever
+  keeps it from taking its settings, a TypeError included, is told in one line as theirs.
+- OSError: a file or folder that is missing, full or forbidden.
+- The errors of Hydra and OmegaConf: an override that names no setting or has no such choice.
+Everything else is a bug and shows its traceback: also the ValueError of a failing zip(strict=True) or numpy call, and
+a TypeError outside a constructor. Interrupting ends with status 130. HYDRA_FULL_ERROR=1 shows the traceback of any.
+"""
 
 import os
 import sys
@@ -11,9 +22,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.files import CONF, one_line, say
+from experiments.files import CONF, UserError, one_line, say
 
-USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+USER_ERRORS = (UserError, OSError, HydraException, OmegaConfBaseException)
 OmegaConf.register_new_resolver("range", lambda n: list(range(n)))  # ${range:3} is [0, 1, 2]
 
 

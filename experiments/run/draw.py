@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments import files
+from experiments.files import UserError, as_user_error
 from experiments.pictures import captioned, save_png, sheet
 from experiments.run import build
 from experiments.run.folder import Run
@@ -62,13 +63,13 @@ def main(cfg: DictConfig) -> None:
 
 
 def prepare(cfg: DictConfig) -> Job:
-    """Raises ValueError, or OSError of a file, for whatever keeps the config from being drawn."""
+    """Raises UserError, or OSError of a file, for whatever keeps the config from being drawn."""
     prompts, seeds = build.prompts(cfg), build.seeds(cfg)
     guidance = build.guidance(cfg.guidance)
     device = build.device(cfg.device)
     for name in ("batch_size", "max_batch"):
         if not (type(cfg[name]) is int and cfg[name] > 0) and (name, cfg[name]) != ("max_batch", None):
-            raise ValueError(f"{name}={cfg[name]}: must be a whole number of at least 1")
+            raise UserError(f"{name}={cfg[name]}: must be a whole number of at least 1")
 
     model = build.text_to_image(cfg.model, device, cfg.dtype)
     config = model.config
@@ -76,12 +77,13 @@ def prepare(cfg: DictConfig) -> Job:
     plan = [(p, seed) for p, prompt in enumerate(prompts) for seed in (seeds if prompt.seed is None else [prompt.seed])]
     batches = [plan[i : i + cfg.batch_size] for i in range(0, len(plan), cfg.batch_size)]
     shard, shards = build.shard(cfg.shard)  # the batches are the same whatever the shards, and so the pictures
-    shape = len(plan), *model.latent_shape(*size)
+    with as_user_error():
+        shape = len(plan), *model.latent_shape(*size)
     noise = None if cfg.noise is None else read_noise(Path(cfg.noise), shape)
 
     rehearsal = build.rehearse(guidance, build.steps(cfg.sampler, config.schedule))
     if prompts[0].text is None and any(stage.prompt is None for stage in rehearsal.stages):
-        raise ValueError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
+        raise UserError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     del settings["logger"], settings["shard"]
     return Job(
@@ -165,7 +167,7 @@ def sample(
     network: Network | None = None,
     max_batch: int | None = None,
 ) -> Tensor:
-    """Latents x_0 [B, C, h, w] of a batch. Raises ValueError naming the first step after which they are not finite.
+    """Latents x_0 [B, C, h, w] of a batch. Raises UserError naming the first step after which they are not finite.
 
     network    takes the place of the model's U-Net: the same, compiled
     max_batch  rows of one forward at most, see `guidance.guided`
@@ -181,7 +183,7 @@ def sample(
     bad = (~torch.stack(finite)).nonzero().flatten().tolist()  # looked at once, so that the loop never waits for a GPU
     if bad:
         step = steps[bad[0]]
-        raise ValueError(
+        raise UserError(
             f"latents are not finite after step {step.i + 1} of {step.n} (timestep {step.t}): "
             "lower the guidance's scales, or use dtype=float32 if this was float16"
         )
@@ -212,17 +214,17 @@ def determined_by(settings: dict[str, Any], prompt: Prompt, seed: int, size: tup
 
 
 def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The first draws x_T [images, C, h, w] from a file. Raises ValueError if they are not of this shape."""
+    """The first draws x_T [images, C, h, w] from a file. Raises UserError if they are not of this shape."""
     if not path.is_file():
-        raise ValueError(f"noise={path}: there is no such file")
+        raise UserError(f"noise={path}: there is no such file")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"noise={path}: not a whole safetensors file: {error}") from error
+        raise UserError(f"noise={path}: not a whole safetensors file: {error}") from error
     if "x_T" not in tensors:
-        raise ValueError(f"noise={path}: has no tensor x_T, only {', '.join(tensors) or 'nothing'}")
+        raise UserError(f"noise={path}: has no tensor x_T, only {', '.join(tensors) or 'nothing'}")
     if tensors["x_T"].shape != shape:
-        raise ValueError(f"noise={path}: x_T is {list(tensors['x_T'].shape)}, but these images need {list(shape)}")
+        raise UserError(f"noise={path}: x_T is {list(tensors['x_T'].shape)}, but these images need {list(shape)}")
     return tensors["x_T"].float()
 
 

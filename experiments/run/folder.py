@@ -5,16 +5,16 @@ images/PPPPP_SEED.png  samples.jsonl  run.json  grid.png  latents.safetensors (w
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from experiments.files import append, describe, difference, locked, read_lines, write
+from experiments.files import UserError, append, atomically, describe, difference, locked, read_lines, write
 from experiments.pictures import save_png, to_image
 
 
@@ -22,7 +22,7 @@ class Run:
     """A folder that is being filled batch by batch, by one process or by n shards, and can be gone on with.
 
     Shard i of n keeps its lines in samples.IofN.jsonl, until whoever finishes last joins them into samples.jsonl.
-    Raises ValueError if the folder holds a run of another config, and OSError, with complete pictures kept, if it
+    Raises UserError if the folder holds a run of another config, and OSError, with complete pictures kept, if it
     cannot be written to.
     """
 
@@ -46,7 +46,7 @@ class Run:
             return now
         first = json.loads((self.folder / "run.json").read_text())
         if differs := difference(first["config"], config):
-            raise ValueError(f"{self.folder} holds a run of another config ({differs}): choose another hydra.run.dir")
+            raise UserError(f"{self.folder} holds a run of another config ({differs}): choose another hydra.run.dir")
         changed = {key: value for key, value in now.items() if first[key] != value}
         resumed = first.get("resumed", [])
         return {**first, "resumed": [*resumed, changed]} if changed and changed not in resumed else first
@@ -100,24 +100,20 @@ class Run:
         path = self.part(batch)
         try:
             path.parent.mkdir(exist_ok=True)
-            save_file(tensors, path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), path)
-        except Exception as error:  # safetensors has an error of its own for a full disk
+            with atomically(path) as part:
+                save_file(tensors, part)
+        except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
             raise self.unwritable(error) from error
-        finally:
-            path.with_suffix(".tmp").unlink(missing_ok=True)
 
     def join_latents(self, batches: int) -> None:
         target = self.folder / "latents.safetensors"
         if not target.exists():
             parts = [load_file(self.part(batch)) for batch in range(batches)]
             try:
-                save_file({k: torch.cat([p[k] for p in parts]) for k in ("x_T", "x_0")}, target.with_suffix(".tmp"))
-                os.replace(target.with_suffix(".tmp"), target)
-            except Exception as error:
+                with atomically(target) as part:
+                    save_file({k: torch.cat([p[k] for p in parts]) for k in ("x_T", "x_0")}, part)
+            except (OSError, SafetensorError) as error:
                 raise self.unwritable(error) from error
-            finally:
-                target.with_suffix(".tmp").unlink(missing_ok=True)
         shutil.rmtree(self.folder / "latents", ignore_errors=True)
 
     def part(self, batch: int) -> Path:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from experiments.attention.sheets import HEAT, NO_WORD, PALETTE, enlarge, join, legend, text_lines, tinted
 from experiments.emoji.world import EmojiScenes, Object, Scene, World, collate, load_atlas, numbers
+from experiments.files import UserError, as_user_error
 from experiments.metrics import Bench
 from experiments.pictures import sheet
 from experiments.run import build
@@ -66,20 +67,21 @@ class SceneStudy:
         for name, least in (("timestep", 0), ("count", 2), ("seed", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
-                raise ValueError(f"{name}={value}: must be a whole number of at least {least}")
+                raise UserError(f"{name}={value}: must be a whole number of at least {least}")
         known = self.world["layouts"]
         if not self.layouts or isinstance(self.layouts, str) or not set(self.layouts) <= set(known):
-            raise ValueError(f"layouts={self.layouts}: must be a list of some of {', '.join(known)}")
+            raise UserError(f"layouts={self.layouts}: must be a list of some of {', '.join(known)}")
 
     def batches(self, model: LatentDiffusion, bench: Bench) -> Iterator[Noised]:
-        """The scenes in order. Raises ValueError for a timestep beyond the model's, and for icons that are missing."""
+        """The scenes in order. Raises UserError for a timestep beyond the model's, and for icons that are missing."""
         schedule = build.schedule(model.config.schedule)
         if self.timestep >= schedule.num_timesteps:
-            raise ValueError(f"timestep={self.timestep}: the model's are 0 to {schedule.num_timesteps - 1}")
+            raise UserError(f"timestep={self.timestep}: the model's are 0 to {schedule.num_timesteps - 1}")
         alpha_bar_t = schedule.alpha_bar[self.timestep]
         step = Step(0, 1, self.timestep, None, (1 / alpha_bar_t - 1).sqrt().item())
         world = World(**numbers(self.world))
-        shape = model.latent_shape(world.image_size, world.image_size)
+        with as_user_error():
+            shape = model.latent_shape(world.image_size, world.image_size)
         atlas = load_atlas(world, Path(self.icons), Path(self.cache))
         drawn = EmojiScenes(world, atlas, "held_out", self.seed, layouts=tuple(self.layouts), tinted=self.tinted)
         for i in tqdm(range(0, self.count, bench.batch_size), desc=f"t={self.timestep}", leave=False):
@@ -102,9 +104,9 @@ class SceneStudy:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ValueError unless the value is one of the choices."""
+    """Raises UserError unless the value is one of the choices."""
     if value not in choices:
-        raise ValueError(f"{name}={value}: must be {' or '.join(choices)}")
+        raise UserError(f"{name}={value}: must be {' or '.join(choices)}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.files import UserError
 from experiments.metrics.estimates import Bootstrap, Estimate, compare
 from experiments.sweeps.folder import Cell, Sweep, is_number
 
@@ -62,14 +63,14 @@ Pairs = dict[Hashable, tuple[Group, Group]]  # what all other axes have, by it: 
 
 
 def verdicts(sweep: Sweep) -> list[Verdict]:
-    """Raises ValueError for a claim that is not written as the module says."""
+    """Raises UserError for a claim that is not written as the module says."""
     return [verdict(sweep, claim) for claim in sweep.claims]
 
 
 def verdict(sweep: Sweep, claim: dict[str, Any]) -> Verdict:
     say, measure, expect = (claim.get(key) for key in ("say", "measure", "expect"))
     if expect not in SIGNS or not measure or not say:
-        raise ValueError(f"claim {claim}: needs say, measure, and expect, one of {', '.join(SIGNS)}")
+        raise UserError(f"claim {claim}: needs say, measure, and expect, one of {', '.join(SIGNS)}")
     if "along" in claim:
         return trend(sweep, claim)
     pairs, note = matched(sweep, claim)

@@ -77,7 +77,7 @@ class Numbers:
 
 
 def write(sweep: Path, out: Path | None = None, pictures: int = 200) -> Path:
-    """The page's file, SWEEP/report.html or `out`, with at most so many pictures. Raises ValueError without a sweep."""
+    """The page's file, SWEEP/report.html or `out`, with at most so many pictures. Raises UserError without a sweep."""
     page = render(open_sweep(sweep), pictures)
     out = out or sweep / "report.html"
     files.write(out, page)

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from experiments.emoji.world import Batch, EmojiScenes, World, collate, load_atlas, numbers
-from experiments.files import difference, say, write
+from experiments.files import UserError, difference, say, write
 from experiments.pictures import save_png
 from experiments.run.logger import Logger
 from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
@@ -83,13 +83,13 @@ def averaged(network: nn.Module, ema: dict[str, Tensor]) -> Iterator[None]:
 def train(cfg: DictConfig) -> None:
     """Run the training that the config describes, or go on with it, from and to `out`/checkpoint.pt.
 
-    Raises ValueError for missing icons, a missing earlier part, and a checkpoint in `out` that another config made.
+    Raises UserError for missing icons, a missing earlier part, and a checkpoint in `out` that another config made.
     """
     if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda is not available here: use device=cpu")
+        raise UserError("device=cuda is not available here: use device=cpu")
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if cfg.part.batch % (cfg.part.micro * ranks):
-        raise ValueError(f"part.batch={cfg.part.batch}: must be a multiple of part.micro x processes")
+        raise UserError(f"part.batch={cfg.part.batch}: must be a multiple of part.micro x processes")
     device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cfg.device == "cuda" else "cpu"
     if ranks > 1:
         dist.init_process_group("nccl" if cfg.device == "cuda" else "gloo")
@@ -116,7 +116,7 @@ def train(cfg: DictConfig) -> None:
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         if changed := difference(state["recipe"], recipe):
-            raise ValueError(f"{checkpoint} is of another config ({changed}): choose another out=FOLDER")
+            raise UserError(f"{checkpoint} is of another config ({changed}): choose another out=FOLDER")
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         ema, start, seconds, history = (state[key] for key in ("ema", "step", "seconds", "history"))
@@ -157,7 +157,7 @@ def train(cfg: DictConfig) -> None:
         if logs or saves:
             mean = torch.stack(losses).mean().item()
             if not math.isfinite(mean):
-                raise ValueError(f"the loss is not finite near step {step}; {checkpoint} holds the state before")
+                raise UserError(f"the loss is not finite near step {step}; {checkpoint} holds the state before")
         if logs:
             history.append({"step": step + 1, "loss": mean})
             bar.set_postfix(loss=f"{mean:.4f}")

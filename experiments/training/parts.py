@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from experiments.emoji.judge import Judge, JudgeConfig, Verdict, save_judge
 from experiments.emoji.truth import judge_scores, psnr
 from experiments.emoji.world import Batch, EmojiScenes, batch, numbers, pixels
-from experiments.files import write
+from experiments.files import UserError, write
 from experiments.pictures import sheet, to_image
 from experiments.run import build
 from guidance import ClassifierFree, guided
@@ -32,9 +32,9 @@ PAD_ID = 0
 
 
 def stored(path: Path, part: str) -> dict[str, Any]:
-    """The checkpoint of a trained part. Raises ValueError if there is none."""
+    """The checkpoint of a trained part. Raises UserError if there is none."""
     if not path.is_file():
-        raise ValueError(f"no {part} at {path}: `python -m experiments.train part=SIZE/{part}` makes one")
+        raise UserError(f"no {part} at {path}: `python -m experiments.train part=SIZE/{part}` makes one")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

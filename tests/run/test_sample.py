@@ -48,7 +48,7 @@ def test_run_folder(sample: Sample, tmp_path: Path) -> None:
     )
     assert outcome.status == 0, outcome.err
     assert {p.name for p in out.iterdir()} == {
-        ".hydra", "images", "grid.png", "latents.safetensors", "run.json", "samples.jsonl"
+        ".hydra", ".lock", "images", "grid.png", "latents.safetensors", "run.json", "samples.jsonl"
     }  # fmt: skip
     first, second = lines(out)
     assert [first["file"], second["file"]] == ["images/00000_3.png", "images/00000_1.png"]
@@ -370,7 +370,7 @@ def test_bad_input(
     assert outcome.err.endswith(said_lines[0] + "\n") or case.startswith("unknown")  # Hydra lists what there is
     assert "Traceback" not in outcome.err
     assert not (tmp_path / "trapped").exists()
-    left = {p.name for p in out.rglob("*") if p.is_file() and ".hydra" not in p.parts}
+    left = {p.name for p in out.rglob("*") if p.is_file() and ".hydra" not in p.parts} - {".lock"}
     assert left <= {"run.json", "samples.jsonl"}  # the non-finite run had begun
 
 

@@ -196,8 +196,9 @@ def test_folder_of_a_sweep(whole: Path) -> None:
         assert cell.error is None
         assert len(cell.records) == 24
         assert {p.name for p in cell.folder.iterdir()} == {
-            ".hydra", ".lock", "cell.json", "grid.png", "images", "latents.safetensors", "metrics", "run.json", "samples.jsonl"
-        }  # fmt: skip
+            *(".hydra", ".lock", "cell.json", "grid.png", "images"),
+            *("latents.safetensors", "metrics", "run.json", "samples.jsonl"),
+        }
         assert cell.estimate("effective_scale")["value"] == pytest.approx(cell.axes["guidance.scale"], rel=1e-3)
     assert sweep.command.startswith("python -m experiments.ablate -m ")
     assert sweep.config["prompt"] == "a cat"

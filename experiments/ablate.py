@@ -7,7 +7,6 @@ The sweep's folder holds sweep.json, what all cells have in common, and, when th
 
 import json
 import shlex
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +27,6 @@ from experiments.run import build, cli, draw
 from experiments.run.logger import Logger
 from experiments.sweeps import page
 from experiments.sweeps.folder import Begun, overrides
-from samplers import ImageNoise
 
 DRAWN = (  # what of the config the sampling verb knows
     *("model", "sampler", "guidance", "prompts", "prompt", "negative_prompt", "seeds", "height", "width"),
@@ -172,13 +170,11 @@ def study(cfg: DictConfig, folder: Path) -> Measured:
 
 def draw_maps(job: draw.Job, folder: Path) -> None:
     """maps.png and semantics.png of the run's first picture."""
-    prompt, seed = job.prompts[0], job.batches[0][0][1]
-    asked = [build.Stretch(s.prompt or prompt.text, s.steps) for s in job.rehearsal.stages]
-    attention.check_words(job.model, [str(stage.prompt) for stage in asked])
-    noise = ImageNoise([seed], job.model.latent_shape(*job.size), job.device)
-    sampler = partial(job.sampler, noise=noise)
-    picture, moments = attention.draw(job.model, Recorder(job.guidance), sampler, noise(), prompt)
-    attention.save_sheets(picture, moments, asked, attention.title_of(asked, seed), 6, folder)
+    machine, first = job.machine, draw.batch_of(job, 0, 1)
+    stages = draw.in_words(job.stages, first.prompts[0])
+    attention.check_words(machine.model, [str(stage.prompt) for stage in stages])
+    picture, moments = attention.draw(machine, Recorder(machine.guidance), first)
+    attention.save_sheets(picture, moments, stages, attention.title_of(stages, first.seeds[0]), 6, folder)
 
 
 def bench_of(cfg: DictConfig) -> Bench:

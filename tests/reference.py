@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm import LatentDiffusion, names
+from ldm import LatentDiffusion
 from ldm.autoencoder import Autoencoder
 from ldm.config import AutoencoderConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
-from ldm.config_files import to_diffusers
+from ldm.files import names
+from ldm.files.config_files import to_diffusers
 from ldm.text import TextEncoder
 from ldm.unet import UNet
 

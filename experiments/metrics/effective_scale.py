@@ -5,7 +5,6 @@ their effective scales are equal.
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,32 +15,40 @@ from experiments.files import UserError
 from experiments.metrics import Bench, Result
 from experiments.metrics.folders import FinishedRun
 from experiments.run import draw
-from guidance import Branch, Guidance
-from ldm.text import Texts
-from samplers import ImageNoise, Step
+from guidance import Branch, Guidance, Wrapper
+from guidance.branch import combined
+from ldm.condition import Conditions
+from samplers import Denoised, Step
 
 
 @dataclass(frozen=True)
-class Projection:
+class Projection(Wrapper):
     """Another guidance, and for each step how its result lies to classifier-free guidance's direction.
 
-    With d = eps_c - eps_u and the guided eps, of each picture: scale = <eps - eps_u, d> / <d, d>, which for
-    classifier-free guidance is g itself; cosine = that of the angle between eps - eps_u and d.
+    With d = x_0c - x_0u and the guided x_0, of each picture: scale = <x_0 - x_0u, d> / <d, d>, for classifier-free
+    guidance g itself; cosine = that of the angle between x_0 - x_0u and d. Both are the same in eps.
     """
 
     inner: Guidance
     steps: list[dict[str, Any]] = field(default_factory=list)  # i, t, scale [B], cosine [B]
 
-    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
-        return {**self.inner.branches(texts, step), "unconditional": Branch(texts.negative)}
+    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
+        return {**super().branches(conditions, step), "unconditional": Branch(conditions.negative)}
 
-    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
-        guided = self.inner.combine({name: eps[name] for name in eps if name != "unconditional"}, x_t, step)
-        d, direction = ((e - eps["unconditional"]).flatten(1).double() for e in (eps["cond"], guided))
+    def more(self, conditions: Conditions, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> dict[str, Branch]:
+        return super().more(conditions, without_observed(x_0), x_t, step)
+
+    def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
+        guided = combined(self.inner, without_observed(x_0), x_t, step)
+        d, direction = ((e - x_0["unconditional"]).flatten(1).double() for e in (x_0["cond"], guided.x_0))
         along = (direction * d).sum(dim=1)
         scale, cosine = along / d.square().sum(dim=1), along / (d.norm(dim=1) * direction.norm(dim=1))
-        self.steps.append({"i": step.i, "t": step.t, "scale": scale.cpu(), "cosine": cosine.cpu()})
+        self.steps.append({"i": step.i, "t": step.now.t, "scale": scale.cpu(), "cosine": cosine.cpu()})
         return guided
+
+
+def without_observed(x_0: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: estimate for name, estimate in x_0.items() if name != "unconditional"}
 
 
 @dataclass(frozen=True)
@@ -58,11 +65,10 @@ class EffectiveScale:
             raise UserError(f"pictures={self.pictures}: must be a whole number of at least 1")
         again = {**run.config, "device": str(bench.device), "logger": {"name": "none"}, "shard": "0/1"}
         job = draw.prepare(OmegaConf.create(again))
-        plan = [picture for batch in job.batches for picture in batch][: self.pictures]
-        size = job.cfg.batch_size
-        seen = [projections(job, plan[i : i + size], i) for i in range(0, len(plan), size)]
+        count, size = min(self.pictures, len(job.request.pictures)), job.request.batch_size
+        seen = [projections(job, i, min(size, count - i)) for i in range(0, count, size)]
         scale, cosine = (torch.cat([batch[key] for batch in seen], dim=1) for key in ("scale", "cosine"))  # [S, N]
-        captions = run.captions[: len(plan)]
+        captions = run.captions[:count]
         scales, cosines = scale.mean(dim=0).tolist(), cosine.mean(dim=0).tolist()
         curve = {"scale": scale.mean(dim=1).tolist(), "cosine": cosine.mean(dim=1).tolist(), "timestep": seen[0]["t"]}
         return Result(
@@ -73,13 +79,10 @@ class EffectiveScale:
         )
 
 
-@torch.inference_mode()
-def projections(job: draw.Job, batch: list[tuple[int, int]], first: int) -> dict[str, Any]:
-    """Scale and cosine [S, B] of a batch of the plan that begins at its picture `first`, and the timesteps."""
-    prompts, seeds = [job.prompts[p] for p, _ in batch], [seed for _, seed in batch]
-    noise = ImageNoise(seeds, job.model.latent_shape(*job.size), job.device)
-    x_T = noise() if job.noise is None else job.noise[first:][: len(batch)].to(job.device)
-    probe = Projection(job.guidance)
-    draw.sample(job.model, probe, partial(job.sampler, noise=noise), x_T, prompts, lambda: None)
+def projections(job: draw.Job, first: int, count: int) -> dict[str, Any]:
+    """Scale and cosine [S, B] of so many of a job's pictures, from the one at `first` on, and the timesteps."""
+    probe = Projection(job.machine.guidance)
+    for _ in draw.moments(job.machine, draw.batch_of(job, first, count), probe):
+        pass
     steps = {key: torch.stack([step[key] for step in probe.steps]) for key in ("scale", "cosine")}
     return {**steps, "t": [step["t"] for step in probe.steps]}

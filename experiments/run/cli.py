@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.files import CONF, UserError, one_line, say
+from experiments.run.settings import check
 
 USER_ERRORS = (UserError, OSError, HydraException, OmegaConfBaseException)
 OmegaConf.register_new_resolver("range", lambda n: list(range(n)))  # ${range:3} is [0, 1, 2]
@@ -44,6 +45,7 @@ def run(main: Callable[[DictConfig], None], config_name: str) -> None:
 
     def job(cfg: DictConfig) -> None:
         try:
+            check(cfg)
             main(cfg)
         except USER_ERRORS as error:
             if traceback_wanted:

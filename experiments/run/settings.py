@@ -4,12 +4,17 @@ A name means the same in every verb, so one table serves all of them. The settin
 in it: their kinds are the annotations of the class or function that they go to (`check_arguments`).
 """
 
+import inspect
 import re
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints, is_protocol
+from dataclasses import dataclass, is_dataclass
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.files import UserError
@@ -32,7 +37,9 @@ def whole(least: int, most: float = float("inf")) -> Kind:
 
 
 def number(least: float) -> Kind:
-    return Kind(f"a finite number of at least {least:g}", lambda v: type(v) in (int, float) and least <= v < float("inf"))
+    return Kind(
+        f"a finite number of at least {least:g}", lambda v: type(v) in (int, float) and least <= v < float("inf")
+    )
 
 
 def one_of(*names: str) -> Kind:
@@ -64,9 +71,9 @@ SETTINGS = {
     # what is drawn
     "prompt": WORDS | NULL,
     "negative_prompt": TEXT,
+    "n": COUNT,  # before seeds, which are counted by it
     "seeds": several(SEED) | SEED,
     "seed": SEED,
-    "n": COUNT,
     "height": COUNT | NULL,
     "width": COUNT | NULL,
     "noise": WORDS | NULL,
@@ -79,6 +86,18 @@ SETTINGS = {
     "dtype": DTYPE,
     "compile": FLAG,
     "deterministic": FLAG,
+    "networks": GROUP,
+    # the model, the sampler and the logger
+    "model.name": WORDS,
+    "model.path": WORDS,
+    "model.config": WORDS | NULL,
+    "model.prediction": WORDS | NULL,
+    "model.ema": FLAG,
+    "model.subject": one_of("photo", "emoji"),
+    "logger.name": one_of("none", "wandb"),
+    "logger.mode": one_of("online", "offline", "disabled"),
+    "logger.timeout": number(0),
+    # training
     "workers": whole(0),
     "bf16": FLAG,
     # files and folders
@@ -151,6 +170,50 @@ def check(cfg: DictConfig) -> None:
             value = plain(group[key])
             if not kind.fits(value):
                 raise UserError(f"{name}={written(value)}: must be {kind.words}")
+
+
+def check_arguments(settings: Mapping[Any, Any], name: str) -> None:
+    """Raises UserError for the first setting that does not fit the annotation of the `_target_`'s argument.
+
+    Settings nested in it that have a `_target_` themselves are checked too.
+    """
+    settings = plain(settings)
+    parameters = inspect.signature(get_object(settings["_target_"]), eval_str=True).parameters
+    for key, value in settings.items():
+        if key in parameters and value != "???" and not (kind := kind_of(parameters[key].annotation)).fits(value):
+            raise UserError(f"{name}.{key}={written(value)}: must be {kind.words}")
+        if isinstance(value, dict) and "_target_" in value:
+            check_arguments(value, f"{name}.{key}")
+
+
+def kind_of(hint: Any) -> Kind:
+    """What a config may give to an argument with this annotation; anything for annotations that no config can spell."""
+    arguments = [kind_of(argument) for argument in get_args(hint) if argument is not Ellipsis]
+    if hint in PLAIN:
+        return PLAIN[hint]
+    if get_origin(hint) in (Union, types.UnionType):
+        return reduce(or_, arguments)
+    if get_origin(hint) in (tuple, list, Sequence):
+        return several(arguments[0])
+    if get_origin(hint) in (dict, Mapping):
+        return GROUP
+    if isinstance(hint, type) and is_dataclass(hint) and not hasattr(hint, "combine"):
+        return GROUP
+    return made(hint.__name__) if isinstance(hint, type) else ANYTHING
+
+
+def made(name: str) -> Kind:
+    return Kind(f"a {name}: settings with a _target_", lambda value: isinstance(value, dict) and "_target_" in value)
+
+
+PLAIN: dict[Any, Kind] = {
+    bool: FLAG,
+    int: Kind("a whole number", lambda value: type(value) is int),
+    float: Kind("a number", lambda value: type(value) in (int, float)),
+    str: TEXT,
+    Path: TEXT,
+    type(None): NULL,
+}
 
 
 def plain(value: Any) -> Any:

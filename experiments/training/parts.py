@@ -16,16 +16,17 @@ from experiments.emoji.truth import judge_scores, psnr
 from experiments.emoji.world import Batch, EmojiScenes, batch, numbers, pixels
 from experiments.files import UserError, write
 from experiments.pictures import sheet, to_image
-from experiments.run import build
 from guidance import ClassifierFree, guided
 from ldm import LatentDiffusion
 from ldm.autoencoder import Autoencoder
-from ldm.checkpoint import write_folder, write_shards
+from ldm.condition import Condition
 from ldm.config import AutoencoderConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
-from ldm.names import OPENCLIP, open_clip_source
+from ldm.files.names import OPENCLIP, open_clip_source
+from ldm.files.writing import write_folder, write_shards
 from ldm.text import TextEncoder, Tokenizer
 from ldm.unet import UNet
-from samplers import ImageNoise, add_noise, as_eps, ddim
+from samplers import ImageNoise, Schedule, add_noise, as_x_0, ddim
+from samplers.predict import target
 
 SHARD_BYTES = 14_000_000  # of the exported files
 PAD_ID = 0
@@ -160,7 +161,7 @@ class UNetPart(Part):
         self.text_encoder.requires_grad_(cfg.train_text)
         self.network = nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
         self.tokenizer = Tokenizer(PAD_ID)
-        self.schedule = build.schedule(self.config.schedule)
+        self.schedule = Schedule.of(self.config.schedule)
         self.caption_dropout = cfg.caption_dropout
         self.noise_offset = cfg.noise_offset
 
@@ -171,15 +172,15 @@ class UNetPart(Part):
         dropped = torch.rand(len(scenes.captions), generator=g) < self.caption_dropout
         captions = ["" if drop else caption for drop, caption in zip(dropped, scenes.captions, strict=True)]
         text = self.text_encoder(self.tokenizer(captions).ids.to(x_0.device))
-        t = torch.randint(self.schedule.num_timesteps, (len(x_0),), generator=g)
+        t = self.schedule.draw_t(len(x_0), g)
         eps = torch.randn(x_0.shape, generator=g)
         eps += self.noise_offset * torch.randn((*x_0.shape[:2], 1, 1), generator=g)
         eps = eps.to(x_0.device)
-        alpha_bar = self.schedule.alpha_bar[t]
-        x_t = add_noise(x_0, eps, alpha_bar).contiguous(memory_format=torch.channels_last)
-        a = alpha_bar.float().to(x_0.device)[:, None, None, None]
-        target = {"eps": eps, "x0": x_0, "v": a.sqrt() * eps - (1 - a).sqrt() * x_0}[self.config.schedule.prediction]
-        return (self.unet(x_t, t.to(x_0.device), text).float() - target).square().mean()
+        t = t.to(x_0.device)
+        signal, noise = self.schedule.at(t)
+        x_t = add_noise(x_0, eps, signal, noise).contiguous(memory_format=torch.channels_last)
+        wanted = target(self.config.schedule.prediction, x_0, eps, signal, noise)
+        return (self.unet(x_t, t, Condition(text)).float() - wanted).square().mean()
 
     def model(self) -> LatentDiffusion:
         return LatentDiffusion(self.unet, self.autoencoder, self.text_encoder, self.config)
@@ -188,11 +189,11 @@ class UNetPart(Part):
     def picture(self, scenes: EmojiScenes) -> Image.Image:
         """What 20 classifier-free steps make of the captions of eight scenes."""
         model, captions = self.model(), [scenes.caption(i)[0] for i in range(8)]
-        predict = as_eps(model.unet, self.config.schedule.prediction, self.schedule.alpha_bar)
-        denoise = guided(predict, ClassifierFree(3.0), model.texts(captions))
+        predict = as_x_0(model.unet, self.config.schedule.prediction)
+        denoise = guided(predict, ClassifierFree(3.0), model.conditions(captions))
         size = self.config.image_size
         x_T = ImageNoise(list(range(8)), model.latent_shape(size, size), model.device)()
-        *_, (_, x_t, _) = ddim(denoise, x_T, self.schedule.steps(20), self.schedule.alpha_bar)
+        *_, (_, x_t, _) = ddim(denoise, x_T, self.schedule.steps(20))
         return sheet([[to_image(image) for image in model.decode(x_t)]], [""], captions)
 
     def finish(self, held_out: EmojiScenes, out: Path) -> str:

@@ -19,10 +19,11 @@ from reference import (
 from torch import Tensor, nn
 
 from guidance.edits import scale_strongest
-from ldm import attention, autoencoder, layers, names
+from ldm import attention, autoencoder, layers
 from ldm.attention import AttentionEdit, Site
 from ldm.autoencoder import Autoencoder
 from ldm.config import SD1, SD1_INPAINTING, SD2, ModelConfig, TextEncoderConfig
+from ldm.files import names
 from ldm.text import TextEncoder
 from ldm.unet import UNet
 

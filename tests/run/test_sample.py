@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import TINY, Outcome, tiny_model
 
-from ldm.checkpoint import write_folder
+from ldm.files.writing import write_folder
 from samplers import ImageNoise
 
 Sample = Callable[..., Outcome]
@@ -104,11 +104,6 @@ def test_max_batch_changes_no_picture(sample: Sample, tmp_path: Path) -> None:
     a, b = (load_file(tmp_path / name / "latents.safetensors")["x_0"] for name in "ab")
     assert (a - b).norm() < 1e-4 * a.norm()
     assert "max_batch=0: must be" in sample(tmp_path / "c", "prompt=x", "max_batch=0").err
-
-
-def test_help_does_without_torch() -> None:
-    program = "import sys, experiments.sample; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_order_of_prompts_and_seeds_and_noise_file(sample: Sample, tmp_path: Path) -> None:
@@ -313,7 +308,7 @@ BAD = {
     "stage field": (["guidance=multistage", "guidance.stages=[{promt: x, steps: 4}]"], "promt"),
     "negative scale": (["prompt=x", "guidance.scale=-2"], "scale=-2"),
     "infinite scale": (["prompt=x", "guidance.scale=inf"], "scale=inf"),
-    "scale of no number": (["prompt=x", "guidance.scale=high"], "scale=high: must be a finite number"),
+    "scale of no number": (["prompt=x", "guidance.scale=high"], "guidance.scale=high: must be a number"),
     "nested scale": (["prompt=x", "guidance=rescale", "guidance.inner.scale=nan"], "scale=nan"),
     "eta": (["prompt=x", "sampler.eta=2"], "sampler.eta=2"),
     "steps": (["prompt=x", "sampler.steps=0"], "0 sampling steps"),
@@ -331,11 +326,11 @@ BAD = {
     "no device": (["prompt=x", "device=abacus"], "device=abacus"),
     "dtype": (["prompt=x", "dtype=int8"], "dtype=int8"),
     "batch": (["prompt=x", "batch_size=0"], "batch_size=0"),
-    "seed range": (["prompt=x", "seeds=[4294967296]"], "seed 4294967296"),
-    "negative seed": (["prompt=x", "seeds=[-1]"], "seed -1"),
+    "seed range": (["prompt=x", "seeds=[4294967296]"], "seeds=[4294967296]: must be a list, each a whole number from"),
+    "negative seed": (["prompt=x", "seeds=[-1]"], "seeds=[-1]"),
     "seed twice": (["prompt=x", "seeds=[1,2,1]"], "none of them twice"),
     "no seeds": (["prompt=x", "seeds=[]"], "at least one"),
-    "not finite": (["prompt=x", "guidance.scale=1e38"], "latents are not finite after step 2 of 4 (timestep 501)"),
+    "not finite": (["prompt=x", "guidance.scale=1e38"], "latents are not finite after step 2 of 4 (t=501)"),
     "no checkpoint": (["prompt=x", "model=file", "model.path={models}/text.safetensors"], "text.safetensors: no"),
     "no autoencoder": (["prompt=x", "model=file", "model.path={models}/part"], "vae"),
     "cut weights": (["prompt=x", "model=file", "model.path={models}/cut"], "diffusion_pytorch_model.safetensors: "),

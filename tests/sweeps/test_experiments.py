@@ -50,7 +50,7 @@ def test_every_cell_composes(name: str, subject: str) -> None:
         assert cfg.claim
         if cfg.study is None:
             guidance = build.guidance(cfg.guidance)
-            build.rehearse(guidance, Schedule().steps(cfg.sampler.steps))
+            build.stages(guidance, Schedule().steps(cfg.sampler.steps))
             drawn = OmegaConf.create({key: ablate.plain(cfg.get(key)) for key in ablate.DRAWN})
             assert build.seeds(drawn)
             suite = ablate.plain(cfg.suite)[subject]

@@ -21,7 +21,7 @@ from ldm.config import (
     TextEncoderConfig,
     UNetConfig,
 )
-from ldm.names import CLIP, OPENCLIP, UNET
+from ldm.files.names import CLIP, OPENCLIP, UNET
 
 Json = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]  # of the tensors in a file
@@ -74,13 +74,16 @@ SCHEDULE_FIELDS = {
     "spacing": "timestep_spacing",
     "steps_offset": "steps_offset",
     "ends_clean": "set_alpha_to_one",
+    "zero_terminal_snr": "rescale_betas_zero_snr",
 }
+FLOW_FIELDS = {"num_timesteps": "num_train_timesteps", "shift": "shift", "prediction": "prediction_type"}
 WORDS = {  # values with other names
     "kind": {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"},
-    "prediction": {"eps": "epsilon", "v": "v_prediction", "x0": "sample"},
+    "prediction": {"eps": "epsilon", "v": "v_prediction", "x0": "sample", "flow": "flow_prediction"},
     "activation": {"quick_gelu": "quick_gelu", "gelu": "gelu"},
     "spacing": {name: name for name in ("leading", "trailing", "linspace")},
 }
+PREDICTIONS = tuple(WORDS["prediction"])
 # fmt: off
 # What our networks always do, as the value of diffusers' setting; and settings that do not concern us.
 UNET_FIXED = {
@@ -99,7 +102,22 @@ DIFFUSERS_DEFAULTS = {"use_linear_projection": False, "norm_num_groups": 32, "sc
 SCHEDULER_DEFAULTS = {
     "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02,
     "prediction_type": "epsilon", "steps_offset": 1,  # 1 is what Stable Diffusion's pipeline assumes
+    "rescale_betas_zero_snr": False,
 }
+FLOW = "FlowMatchEulerDiscreteScheduler"
+FLOW_DEFAULTS = {"num_train_timesteps": 1000, "shift": 1.0, "prediction_type": "flow_prediction"}
+FLOW_FIXED = {"use_dynamic_shifting": False, "invert_sigmas": False, "shift_terminal": None}
+# Schedulers of variance-preserving schedules by their spacing where a file names none, and, of those that read
+# set_alpha_to_one, its default. All others ignore it and end clean, unless final_sigmas_type says otherwise.
+SPACINGS = {
+    "leading": {"DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "PNDM", "LCM", "TCD"},
+    "linspace": {
+        "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete", "LMSDiscrete", "KDPM2Discrete",
+        "KDPM2AncestralDiscrete", "DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverSDE",
+        "UniPCMultistep", "SASolver",
+    },
+}
+SET_ALPHA_TO_ONE = {"DDIM": True, "DDIMParallel": True, "PNDM": False, "LCM": True, "TCD": True}
 # fmt: on
 
 
@@ -140,7 +158,7 @@ def from_diffusers(jsons: Mapping[str, Json], pad_id: int | None, where: str) ->
         schedule=schedule_from_diffusers(jsons["scheduler/scheduler_config.json"], f"{where}/scheduler"),
         image_size=sample_size * 2 ** (len(autoencoder.channels) - 1),
     )
-    return checked(config, where)
+    return config
 
 
 def unet_from_diffusers(data: Json, where: str) -> UNetConfig:
@@ -177,24 +195,40 @@ def text_from_diffusers(data: Json, pad_id: int | None, where: str) -> TextEncod
 
 
 def schedule_from_diffusers(data: Json, where: str) -> ScheduleConfig:
-    for key in ("trained_betas", "rescale_betas_zero_snr"):
-        if data.get(key):
-            raise ValueError(f"{where}: {key} is not supported")
-    name = data.get("_class_name", "DDIMScheduler")  # two defaults are the class's
-    spacing = "leading" if name in ("DDIMScheduler", "DDPMScheduler", "PNDMScheduler") else "linspace"
-    of_class = {"timestep_spacing": spacing, "set_alpha_to_one": name == "DDIMScheduler"}
-    return from_fields(ScheduleConfig(), ours(data, SCHEDULE_FIELDS, SCHEDULER_DEFAULTS | of_class, where), where)
+    if data.get("trained_betas"):
+        raise ValueError(f"{where}: trained_betas is not supported")
+    name = data.get("_class_name", "DDIMScheduler")
+    if name == FLOW:
+        refuse_unknown({key: data.get(key) for key in FLOW_FIXED}, {}, set(), where)
+        numbers = ours(data, FLOW_FIELDS, FLOW_DEFAULTS, where)
+        return from_fields(ScheduleConfig(), {**numbers, "kind": "flow", "ends_clean": True}, where)
+    family = str(name).removesuffix("Scheduler")
+    spacing = next((spacing for spacing, families in SPACINGS.items() if family in families), None)
+    if spacing is None:
+        raise ValueError(f"{where}: _class_name={name!r} is not supported")
+    defaults = SCHEDULER_DEFAULTS | {"timestep_spacing": spacing, "set_alpha_to_one": SET_ALPHA_TO_ONE.get(family)}
+    if family not in SET_ALPHA_TO_ONE:
+        data = {**data, "set_alpha_to_one": data.get("final_sigmas_type") != "sigma_min"}
+    return from_fields(ScheduleConfig(), ours(data, SCHEDULE_FIELDS, defaults, where), where)
+
+
+def schedule_to_diffusers(config: ScheduleConfig) -> dict[str, Any]:
+    if config.kind == "flow":
+        settings = {"_class_name": FLOW, **theirs(config, FLOW_FIELDS)}
+        return {key: value for key, value in settings.items() if value != FLOW_DEFAULTS["prediction_type"]}
+    return {"_class_name": "DDIMScheduler", **theirs(config, SCHEDULE_FIELDS), "clip_sample": False}
 
 
 def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """The JSON files of a diffusers folder, by their paths in it."""
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.unet.attention]
     levels = len(config.autoencoder.channels)
+    schedule = schedule_to_diffusers(config.schedule)
     # fmt: off
     return {
         "model_index.json": {
             "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
-            "scheduler": ["diffusers", "DDIMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+            "scheduler": ["diffusers", schedule["_class_name"]], "text_encoder": ["transformers", "CLIPTextModel"],
             "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None],
             "feature_extractor": [None, None], "requires_safety_checker": False,
@@ -213,9 +247,7 @@ def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **theirs(config.text, TEXT_FIELDS),
             "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": config.text.pad_id,
         },
-        "scheduler/scheduler_config.json": {
-            "_class_name": "DDIMScheduler", **theirs(config.schedule, SCHEDULE_FIELDS), "clip_sample": False,
-        },
+        "scheduler/scheduler_config.json": schedule,
     }
     # fmt: on
 
@@ -286,9 +318,9 @@ def from_yaml(path: Path, shapes: Shapes) -> ModelConfig:
     if not isinstance(data, dict):
         raise ValueError(f"{path}: neither a CompVis YAML nor one of ours")
     if "model" not in data:
-        return checked(from_fields(ModelConfig(), data, str(path)), str(path))
+        return from_fields(ModelConfig(), data, str(path))
     try:
-        return checked(from_compvis(data["model"]["params"], shapes, str(path)), str(path))
+        return from_compvis(data["model"]["params"], shapes, str(path))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not laid out like v1-inference.yaml: {error} is missing or odd") from error
 
@@ -397,5 +429,10 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
     if unet.text_width != text.width:
         raise ValueError(f"{where}: the U-Net expects text of width {unet.text_width}, its encoder gives {text.width}")
     if config.schedule.prediction not in (*WORDS["prediction"], ""):
-        raise ValueError(f"{where}: prediction {config.schedule.prediction!r} is none of eps, v, x0")
+        raise ValueError(f"{where}: prediction {config.schedule.prediction!r} is none of eps, v, x0, flow")
+    if config.schedule.zero_terminal_snr and config.schedule.prediction == "eps":
+        raise ValueError(
+            f"{where}: zero_terminal_snr (rescale_betas_zero_snr) with prediction eps: "
+            "at the last timestep eps says nothing of the picture; it takes v, x0 or flow"
+        )
     return config

@@ -50,13 +50,14 @@ def modules(room: str) -> dict[str, Path]:
 
 def imported(path: Path, among: Iterable[str]) -> set[str]:
     """Those of the modules that a file imports, be it by `from package import module`."""
-    names = set[str]()
+    names, known = set[str](), set(among)
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
-    return names & set(among)
+            modules = {f"{node.module}.{alias.name}" for alias in node.names} & known
+            names |= modules if len(modules) == len(node.names) else {*modules, node.module or ""}
+    return names & known
 
 
 ORDER = (  # of the rooms of experiments: each imports from itself and from those before it

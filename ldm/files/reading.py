@@ -5,8 +5,8 @@ else is one ValueError. Files are mapped into memory, and each tensor is copied 
 """
 
 import json
+import os
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from ldm.autoencoder import Autoencoder
 from ldm.config import ModelConfig
 from ldm.files import config_files, names
-from ldm.files.config_files import PREDICTIONS
+from ldm.files.messages import one_line, quoted
 from ldm.files.names import STEMS, Source, Sources
-from ldm.files.tensors import is_safetensors, tensors_in
+from ldm.files.rules import PREDICTIONS, checked
+from ldm.files.tensors import is_mapped, tensors_in
 from ldm.model import LatentDiffusion
 from ldm.text import TextEncoder, open_clip_tokenizer
 from ldm.unet import UNet
@@ -94,7 +95,7 @@ def fill(
     values: dict[Source, Tensor] = {}
     for path in files:
         tensors, touched = tensors_in(path), 0
-        mapped = is_safetensors(path) or zipfile.is_zipfile(path)
+        mapped = is_mapped(path)
         for key in sorted(by_key.keys() & tensors.keys()):
             for source in by_key[key]:
                 layout = torch.channels_last if wanted[source].ndim == 4 else torch.contiguous_format
@@ -126,7 +127,7 @@ def compare(
         "there more than once": [key for key, n in counts.items() if n > 1],
     }
     lines = [
-        f"{len(keys)} {problem} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+        f"{len(keys)} {problem} ({', '.join(map(one_line, keys[:3]))}{', ...' if len(keys) > 3 else ''})"
         for problem, keys in problems.items()
         if keys
     ]
@@ -137,7 +138,7 @@ def compare(
 def with_prediction(config: ModelConfig, prediction: str | None, where: str) -> ModelConfig:
     """Returns the config, checked with the user's prediction in the place of its own."""
     schedule = replace(config.schedule, prediction=prediction or config.schedule.prediction)
-    return config_files.checked(replace(config, schedule=schedule), where)
+    return checked(replace(config, schedule=schedule), where)
 
 
 # --- single files -----------------------------------------------------------------------------------------------------
@@ -219,11 +220,14 @@ def weight_files(part: str, files: Iterable[str]) -> list[str]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: missing: not a complete diffusers folder") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: no readable JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no readable JSON ({one_line(error)})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: no JSON object")
+    return data
 
 
 def padding(folder: Path) -> int | None:
@@ -231,40 +235,52 @@ def padding(folder: Path) -> int | None:
     for name in TOKENIZER:
         token = read_json(folder / name).get("pad_token") if (folder / name).exists() else None
         if token is not None:
-            text = token["content"] if isinstance(token, dict) else token
-            special = {"<|startoftext|>": 49406, "<|endoftext|>": 49407}
-            token_id = special.get(text, open_clip_tokenizer()._tokenizer.encoder.get(text))
-            if token_id is None:
-                raise ValueError(f"{folder / name}: pad_token {text!r} is not in CLIP's vocabulary")
-            return token_id
+            text = token.get("content") if isinstance(token, dict) else token
+            ids = {**open_clip_tokenizer()._tokenizer.encoder, "<|startoftext|>": 49406, "<|endoftext|>": 49407}
+            if not isinstance(text, str) or text not in ids:
+                raise ValueError(f"{folder / name}: pad_token {quoted(text)} is not in CLIP's vocabulary")
+            return ids[text]
     return None
 
 
 # --- the hub ----------------------------------------------------------------------------------------------------------
 
 
-def locate(source: str) -> Path:
-    """Returns a file or folder; a hub id "owner/name" is downloaded (only what is read) or found in the hub's cache.
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
 
-    Raises FileNotFoundError or ValueError, in one line, if there is neither.
+
+def locate(source: str) -> Path:
+    """Returns the file or folder meant, or what a hub id "owner/name" was downloaded to (only what is read).
+
+    A path of that form is a hub id if there is no folder `owner` here, and if that is not "outputs", where commands
+    write: a mistyped path is not looked up. "hf://owner/name" is always one. Raises FileNotFoundError or ValueError.
     """
-    path = Path(source).expanduser()
+    path, hub_id = Path(os.path.expanduser(source)), source.removeprefix("hf://")
     if path.exists():
         return path
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source) or path.suffix in (".safetensors", ".ckpt", ".pt", ".bin"):
+    if not HUB_ID.fullmatch(hub_id) or path.suffix in FILE_SUFFIXES:
         raise FileNotFoundError(f"{source}: no such file or folder")
+    owner = hub_id.partition("/")[0]
+    if source == hub_id and (owner == "outputs" or Path(owner).is_dir()):
+        raise FileNotFoundError(f"{source}: no such file or folder in {owner}/ (for a model on the hub: hf://{source})")
+    return from_hub(hub_id)
+
+
+def from_hub(hub_id: str) -> Path:
+    """Returns the folder of a model on the hub, downloaded, or found in the hub's cache if there is no network."""
     try:
-        siblings = huggingface_hub.HfApi().model_info(source, timeout=20).siblings or []
+        siblings = huggingface_hub.HfApi().model_info(hub_id, timeout=20).siblings or []
         files = [sibling.rfilename for sibling in siblings]
         needed = [*CONFIGS, *TOKENIZER, *(name for part in STEMS for name in weight_files(part, files))]
-        return Path(huggingface_hub.snapshot_download(source, allow_patterns=needed))
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=needed))
     except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{source}: no such file or folder, and not to be had on the hub: {reason}") from error
+        reason = one_line(str(error).strip().partition("\n")[0])
+        raise ValueError(f"{hub_id}: no such file or folder, and not to be had on the hub: {reason}") from error
     except ValueError as error:
-        raise ValueError(f"{source} on the hub: {error}") from None
+        raise ValueError(f"{hub_id} on the hub: {error}") from None
     except Exception:  # no network, in whatever words the HTTP library has for it: take what an earlier download left
         try:
-            return Path(huggingface_hub.snapshot_download(source, local_files_only=True))
+            return Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
         except LocalEntryNotFoundError:
-            raise ValueError(f"{source}: no such file or folder here, and the hub cannot be reached") from None
+            raise ValueError(f"{hub_id}: no such file or folder here, and the hub cannot be reached") from None

@@ -371,6 +371,36 @@ def test_paths_that_are_not_there() -> None:
         load_model("owner/name")
 
 
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids that were looked up on the hub."""
+    asked: list[str] = []
+
+    def look(hub_id: str) -> Path:
+        asked.append(hub_id)
+        raise ValueError("looked up")
+
+    monkeypatch.setattr(reading, "from_hub", look)
+    return asked
+
+
+def test_mistyped_paths_are_not_looked_up_on_the_hub(
+    tmp_path: Path, no_hub: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for source in ("mine/model", "outputs/model"):  # commands write to outputs/, be it there yet or not
+        with pytest.raises(FileNotFoundError, match=f"{source}: no such file or folder in .*hf://{source}"):
+            load_model(source)
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        load_model("~nobody-of-this-name/model")
+    assert no_hub == []
+    for source in ("owner/name", "hf://mine/model", "hf://outputs/model"):
+        with pytest.raises(ValueError, match="looked up"):
+            load_model(source)
+    assert no_hub == ["owner/name", "mine/model", "outputs/model"]
+
+
 # --- YAML -------------------------------------------------------------------------------------------------------------
 
 
@@ -442,10 +472,11 @@ def test_compvis_yaml(name: str, tmp_path: Path, files: Path, models: dict[str, 
     [
         ("model.params.unet_config.params.use_scale_shift_norm", True, "use_scale_shift_norm=True is not supported"),
         ("model.params.unet_config.params.transformer_depth", 2, "transformer_depth=2 is not supported"),
-        ("model.params.unet_config.params.model_channels", None, "v1-inference.yaml"),
+        ("model.params.unet_config.params.model_channels", None, "model_channels=None should be a whole number"),
         ("model.params.first_stage_config.params.ddconfig.attn_resolutions", [16], "attn_resolutions"),
         ("model.params.cond_stage_config.target", "x.BERTEmbedder", "text encoder BERTEmbedder"),
-        ("model.params.beta_schedule", "cosine", "beta_schedule='cosine' is not supported"),
+        ("model.params.unet_config.params", None, "not laid out like v1-inference.yaml: no mapping"),
+        ("model.params.beta_schedule", "cosine", "beta_schedule='cosine' should be one of linear, sqrt_linear"),
         ("model.params.scale_by_std", True, "scale_by_std=True is not supported"),
     ],
 )
@@ -466,11 +497,11 @@ def test_compvis_yaml_beyond_us(where: str, value: object, message: str, tmp_pat
     ("text", "message"),
     [
         ("unet: {chanels: [32]}", "unknown field 'chanels'"),
-        ("unet: {channels: 32}", r"channels=32 should be like \(320, 640, 1280, 1280\)"),
+        ("unet: {channels: 32}", "channels=32 should be a list of 1 to 8"),
         ("unet: {heads: [8]}", "one entry per level"),
         ("unet: {heads: [7, 7, 7, 7]}", "cannot be split over 7 heads"),
         ("unet: {text_width: 32}", "expects text of width 32"),
-        ("schedule: {prediction: epsilon}", "none of eps, v, x0"),
+        ("schedule: {prediction: epsilon}", "prediction='epsilon' should be one of eps, v, x0, flow"),
         ("[1, 2]", "neither a CompVis YAML nor one of ours"),
         ("a: [", "no readable YAML"),
     ],
@@ -689,14 +720,14 @@ def test_empty_folder(tmp_path: Path) -> None:
         ("unet/config.json", {"time_cond_proj_dim": 256}, "time_cond_proj_dim=256"),
         ("unet/config.json", {"flip_sin_to_cos": False}, "flip_sin_to_cos=False"),
         ("unet/config.json", {"some_new_setting": 1}, "some_new_setting=1"),
-        ("unet/config.json", {"down_block_types": ["AttnDownBlock2D"] * 3}, "block type 'AttnDownBlock2D'"),
+        ("unet/config.json", {"down_block_types": ["AttnDownBlock2D"] * 3}, r"down_block_types=\['AttnDownBlock2D'"),
         ("unet/config.json", {"up_block_types": ["UpBlock2D"] * 3}, "do not mirror each other"),
-        ("unet/config.json", {"layers_per_block": [1, 1, 1]}, r"\[1, 1, 1\] should be like 2"),
+        ("unet/config.json", {"layers_per_block": [1, 1, 1]}, r"layers_per_block=\[1, 1, 1\] should be a whole"),
         ("unet/config.json", {"block_out_channels": None}, "no block_out_channels"),
         ("unet/config.json", {"sample_size": [32, 32]}, "sample_size"),
         ("vae/config.json", {"use_quant_conv": False}, "use_quant_conv=False"),
         ("vae/config.json", {"shift_factor": 0.1}, "shift_factor=0.1"),
-        ("vae/config.json", {"up_block_types": ["AttnUpDecoderBlock2D"]}, "block type 'AttnUpDecoderBlock2D'"),
+        ("vae/config.json", {"up_block_types": ["AttnUpDecoderBlock2D"]}, r"up_block_types=\['AttnUpDecoderBlock2D'"),
         ("text_encoder/config.json", {"model_type": "bert"}, "model_type='bert'"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act='relu'"),
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "trained_betas"),

@@ -164,6 +164,13 @@ def test_nothing_is_overwritten(model: LatentDiffusion, tmp_path: Path) -> None:
     assert (tmp_path / "a.safetensors").read_text() == "mine" and not list((tmp_path / "a").iterdir())
 
 
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    with writing.atomically(tmp_path / "a") as first, writing.atomically(tmp_path / "a") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a").read_text() in ("first", "second") and len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_failing_leaves_nothing(
     kind: str, model: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -21,7 +21,7 @@ from experiments.metrics.measuring import evaluate
 from experiments.run import draw
 from experiments.run.logger import Logger
 from guidance import ClassifierFree, Interval, Rescale, SegmentationFree, guided
-from samplers import Schedule, as_eps
+from samplers import Schedule, as_x_0
 
 STEPS = Schedule().steps(6)
 
@@ -30,11 +30,11 @@ def projected(guidance: object) -> list[dict]:
     """What the probe sees of a guidance along six steps of a tiny model."""
     model = tiny_model()
     probe = Projection(guidance)
-    texts = model.texts(["a cat", "two dogs"], ["", "red"])
-    predict = as_eps(model.unet, "eps", Schedule().alpha_bar)
-    plain, probed = guided(predict, guidance, texts), guided(predict, probe, texts)
+    conditions = model.conditions(["a cat", "two dogs"], ["", "red"])
+    predict = as_x_0(model.unet, "eps")
+    plain, probed = guided(predict, guidance, conditions), guided(predict, probe, conditions)
     g = torch.Generator().manual_seed(0)
-    with torch.inference_mode():
+    with torch.no_grad():
         for step in STEPS:
             x_t = torch.randn(2, 4, 8, 8, generator=g)
             torch.testing.assert_close(probed(x_t, step), plain(x_t, step), rtol=1e-5, atol=1e-5)

@@ -232,14 +232,14 @@ def test_the_fresh_unet_predicts_nothing_so_its_loss_is_the_variance_of_the_nois
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_the_target_is_what_the_sampler_takes_it_for(folder, prediction):
-    """A network that returned its training target would give as_eps the very noise."""
+    """A network that returned its training target would give as_x_0 the very x_0."""
     cfg = config(folder, "unet", f"part.schedule.prediction={prediction}", "part.caption_dropout=0", "bf16=false")
     scenes = EmojiScenes(*world_of(folder, cfg))
     part = parts.UNetPart(cfg.part, scenes, *(folder / p / "checkpoint.pt" for p in ("autoencoder", "clip")))
     seen = {}
 
     class Nothing(nn.Module):
-        def forward(self, x_t, t, text):
+        def forward(self, x_t, t, condition):
             seen.update(x_t=x_t, t=t)
             return torch.zeros_like(x_t)
 

@@ -46,4 +46,4 @@ def optional(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise UserError(f"{error.name} is not installed: `pip install 'ldm-guidance[metrics]'` brings it") from error
+        raise UserError(f"{error.name} is not installed: `pip install -e '.[metrics]'` brings it") from error

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from experiments.files import UserError, as_user_error
 from experiments.run.prompts import Prompt, suite
-from experiments.run.settings import check_arguments
+from experiments.run.settings import check_arguments, written
 from guidance import Guidance, Stage
 from guidance.branch import plan
 from ldm import LatentDiffusion, load_model
@@ -217,7 +217,7 @@ def network(unet: UNet, compile: bool) -> Network:
 def steps(cfg: DictConfig, config: ScheduleConfig) -> list[Step]:
     """Returns the sampler group's steps through the model's schedule. Raises UserError if there are none such."""
     if type(cfg.steps) is not int:
-        raise UserError(f"sampler.steps={cfg.steps}: must be a whole number")
+        raise UserError(f"sampler.steps={written(cfg.steps)}: must be a whole number")
     with as_user_error("sampler: "):
         return Schedule.of(config).steps(cfg.steps, cfg.spacing, final=cfg.final)
 

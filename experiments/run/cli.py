@@ -14,6 +14,8 @@ a TypeError outside a constructor. Interrupting ends with status 130. HYDRA_FULL
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -29,14 +31,17 @@ USER_ERRORS = (UserError, OSError, HydraException, OmegaConfBaseException)
 OmegaConf.register_new_resolver("range", lambda n: list(range(n)))  # ${range:3} is [0, 1, 2]
 
 
+HYDRAS = ("config.yaml", "hydra.yaml", "overrides.yaml")  # what Hydra writes into a job's folder, in .hydra
+
+
 class JobFailed(Exception):
     """A job of which the user has been told why."""
 
 
 def run(main: Callable[[DictConfig], None], config_name: str) -> None:
-    """Run a verb. A failing job of a sweep is reported, the others run, and the sweep exits with 1 at its end.
+    """Runs a verb under the config of its name; exits with 1 if it fails.
 
-    HYDRA_FULL_ERROR=1 shows the traceback of any error.
+    A failing job of a sweep is reported, the others run, and the sweep exits with 1 at its end.
     """
     traceback_wanted = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, so that it can be said in one line here
@@ -51,6 +56,7 @@ def run(main: Callable[[DictConfig], None], config_name: str) -> None:
             if traceback_wanted:
                 raise
             hydra_config = HydraConfig.get()
+            withdraw(Path(hydra_config.runtime.output_dir))
             if hydra_config.mode == RunMode.RUN:
                 say(f"error: {one_line(error)}")
                 failed.append(cfg)
@@ -58,6 +64,7 @@ def run(main: Callable[[DictConfig], None], config_name: str) -> None:
                 say(f"error in job {hydra_config.job.override_dirname}: {one_line(error)}")
                 raise JobFailed from error  # which every launcher keeps, runs the other jobs, and raises at the end
 
+    job.__module__ = f"experiments.{config_name}"  # from which Hydra takes the job's name
     try:
         hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(job)()
     except KeyboardInterrupt:
@@ -74,3 +81,13 @@ def run(main: Callable[[DictConfig], None], config_name: str) -> None:
             del os.environ["HYDRA_FULL_ERROR"]
     if failed:
         sys.exit(1)
+
+
+def withdraw(folder: Path) -> None:
+    """Removes the folder of a refused job if it holds nothing but Hydra's record of the job."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [".hydra"]:
+            for name in HYDRAS:
+                (folder / ".hydra" / name).unlink()
+            (folder / ".hydra").rmdir()
+            folder.rmdir()

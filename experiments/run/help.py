@@ -108,8 +108,7 @@ def settings(path: Path, prefix: str = "") -> list[Setting]:
     text = path.read_text(encoding="utf-8")
     root = yaml.compose(text)
     found = list(leaves(root, text, prefix)) if isinstance(root, yaml.MappingNode) else []
-    hidden = {f"{prefix}{key}" for key in ("defaults", "hydra")}
-    return [s for s in found if s.name not in hidden and s.name.rpartition(".")[2] != "_target_"]
+    return [s for s in found if s.name.partition(".")[0] not in ("defaults", "hydra") and "_target_" not in s.name]
 
 
 def leaves(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[Setting]:

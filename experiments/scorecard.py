@@ -16,7 +16,7 @@ from torch import Tensor
 
 from experiments.emoji.judge import Judge, load_judge
 from experiments.emoji.truth import judge_scores, psnr
-from experiments.emoji.world import EmojiScenes, World, load_atlas, numbers, pixels
+from experiments.emoji.world import EmojiScenes, World, first_images, load_atlas, settings_of
 from experiments.files import read_lines, write
 from experiments.metrics import Bench
 from experiments.metrics.estimates import Estimate
@@ -37,7 +37,7 @@ OTHER_SCENES = 1_000_003  # a seed of scenes that no suite uses
 
 def main(cfg: DictConfig) -> None:
     out, device = Path(cfg.out), build.device(cfg.device)
-    world = World(**numbers(cfg.world))
+    world = World(**settings_of(cfg.world))
     atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
     bench = Bench(device)
     judge = load_judge(device=device) if cfg.judge is None else load_judge(Path(cfg.judge), device)
@@ -115,7 +115,7 @@ def frechet_distances(
         layouts, tinted = ("beside", "above") if "two" in kind else ("one",), "coloured" in kind
         for seed, into in ((cfg.test_seed, own), (OTHER_SCENES, other)):
             scenes = EmojiScenes(world, atlas, "held_out", seed, layouts=layouts, tinted=tinted)
-            into += list(pixels(scenes, cfg.count))
+            into += list(first_images(scenes, cfg.count))
     target = gaussian(features(judge, other))
     return {
         "drawn": frechet_distance(gaussian(features(judge, drawn)), target),

@@ -22,7 +22,8 @@ class Branch:
     edits      of its attention weights and features, one after another
     network    which of the networks runs: "main", or another by the name that `guided` knows it by
     t, x_t     what it is told and shown in the place of the step's; x_t [B, ...]
-    gradient   the pass keeps its graph, on an x_t that requires its gradient: `more` and `combine` receive that x_t
+    gradient   the pass keeps its graph, on an x_t that requires its gradient: `more` and `combine` receive that x_t,
+               and run with gradients enabled
     """
 
     condition: Condition
@@ -121,7 +122,7 @@ def guided(
         condition = stacked(*(branch.condition for branch in branches))
         with torch.set_grad_enabled(branches[0].gradient or torch.is_grad_enabled()):
             x_0 = by_name[branches[0].network](torch.cat(inputs), step.now, condition, edits, t)
-        return list(x_0.chunk(len(branches)))
+            return list(x_0.chunk(len(branches)))  # a view that is taken without gradients would lose the graph
 
     def evaluate(branches: dict[str, Branch], x_t: Tensor, leaf: Tensor, step: Step) -> dict[str, Tensor]:
         together = len(branches) if max_batch is None else max_batch // len(x_t)
@@ -147,8 +148,10 @@ def guided(
                 leaf = x_t.detach().requires_grad_()
             assert not x_0.keys() & branches.keys(), "each pass of a step has a name of its own"
             x_0 |= evaluate(branches, x_t, leaf, step)
-            branches = more(guidance, conditions, x_0, leaf, step)
-        out = combined(guidance, x_0, leaf, step)
+            with torch.set_grad_enabled(leaf is not x_t or torch.is_grad_enabled()):
+                branches = more(guidance, conditions, x_0, leaf, step)
+        with torch.set_grad_enabled(leaf is not x_t or torch.is_grad_enabled()):
+            out = combined(guidance, x_0, leaf, step)
         return out if leaf is x_t else Denoised(*(tensor.detach() for tensor in out))
 
     return denoise

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from guidance.branch import Branch, Guidance, check_guidance, check_number, combined, more
+from guidance.branch import Branch, Guidance, check_guidance, check_number, combined, more, plan
 from guidance.cfg import ClassifierFree
 from ldm.condition import Conditions
 from samplers.predict import Denoised
@@ -53,7 +53,9 @@ class Multistage:
         return combined(self.ruling(step), x_0, x_t, step)
 
     def plan(self, steps: Sequence[Step]) -> list[str | None]:
-        return [self.stage(step).prompt for step in steps]
+        """The prompt of each step, which the guidance inside a stage may have set. Raises ValueError as `counts`."""
+        inside = [plan(self.ruling(step), [step])[0] for step in steps]
+        return [self.stage(step).prompt if own is None else own for step, own in zip(steps, inside, strict=True)]
 
     def ruling(self, step: Step) -> Guidance:
         """The guidance inside this step's stage."""

@@ -12,7 +12,8 @@ class Rescale(Wrapper):
     """Gives the guided eps the standard deviation of the conditional one (Lin et al. 2023, eq. 15-16).
 
     phi  0: off; 1: wholly; 0.7 is the paper's. The deviation is taken per image, over channels and space.
-    Its space is eps, whatever that of `inner`. Where no signal is left, eps is x_t in every pass and nothing changes.
+    Its space is eps, whatever that of `inner`, and signal x_0 + noise eps stays as `inner` leaves it. Where no signal
+    is left, eps is x_t in every pass and nothing changes.
     """
 
     phi: float = 0.7
@@ -24,10 +25,9 @@ class Rescale(Wrapper):
         guided = combined(self.inner, x_0, x_t, step)
         if not step.now.signal:
             return guided
-        eps = step.now.eps(x_t, guided.x_0)
-        rescaled = eps * (std(step.now.eps(x_t, x_0["cond"])) / std(eps))
-        eps = self.phi * rescaled + (1 - self.phi) * eps
-        return Denoised(step.now.x_0(x_t, eps), eps)
+        rescaled = guided.eps * (std(step.now.eps(x_t, x_0["cond"])) / std(guided.eps))
+        eps = self.phi * rescaled + (1 - self.phi) * guided.eps
+        return Denoised(guided.x_0 + step.now.sigma * (guided.eps - eps), eps)
 
 
 def std(eps: Tensor) -> Tensor:

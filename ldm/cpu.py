@@ -26,7 +26,7 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias, straight by oneDNN: torch takes MKL, slow on AMD's processors, or a longer way to oneDNN."""
     few = x.dtype == torch.float32 and x.numel() <= FEW_ROWS * x.shape[-1]
-    if ONEDNN and not few and x.dtype != torch.float16 and plain(x, weight, bias):
+    if ONEDNN and not few and x.dtype in (torch.float32, torch.bfloat16) and plain(x, weight, bias):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
@@ -36,7 +36,7 @@ def conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor | None:
 
     On 1x1 kernels and small grids torch lays the weights out anew in every call, which takes longer than the product.
     """
-    k, s, p = layer.kernel_size[0], layer.stride[0], int(layer.padding[0])
+    k, s, p = layer.kernel_size[0], layer.stride[0], 0 if isinstance(layer.padding, str) else layer.padding[0]
     square = layer.kernel_size == (k, k) and layer.stride == (s, s) and layer.padding == (p, p)
     simple = square and layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
     many = x.numel() / s**2 > FEW_CELLS * layer.weight.shape[:2].numel()
@@ -49,6 +49,6 @@ def conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor | None:
 
 def group_norm(layer: nn.GroupNorm, x: Tensor) -> Tensor | None:
     """The norm in float32, or None where torch's own is as fast: its channels-last kernel for 16 bits is not."""
-    if x.dtype == torch.float32 or x.shape[2:].numel() >= SMALL_GRID or not plain(x, layer.weight, layer.bias):
+    if x.dtype.itemsize > 2 or x.shape[2:].numel() >= SMALL_GRID or not plain(x, layer.weight, layer.bias):
         return None
     return F.group_norm(x.float(), layer.num_groups, layer.weight.float(), layer.bias.float(), layer.eps).to(x.dtype)

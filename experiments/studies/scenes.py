@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.attention.sheets import HEAT, NO_WORD, PALETTE, enlarge, join, legend, text_lines, tinted
-from experiments.emoji.world import EmojiScenes, Object, Scene, World, collate, load_atlas, numbers
+from experiments.emoji.world import EmojiScenes, Object, Scene, World, collate, load_atlas, settings_of
 from experiments.files import UserError
 from experiments.metrics import Bench
 from experiments.pictures import sheet
@@ -79,7 +79,7 @@ class SceneStudy:
         if self.timestep >= schedule.num_timesteps:
             raise UserError(f"timestep={self.timestep}: the model's are 0 to {schedule.num_timesteps - 1}")
         step = Step(0, 1, schedule.level(self.timestep), CLEAN)
-        world = World(**numbers(self.world))
+        world = World(**settings_of(self.world))
         shape = model.latent_shape(*build.size(model, world.image_size, world.image_size))
         atlas = load_atlas(world, Path(self.icons), Path(self.cache))
         drawn = EmojiScenes(world, atlas, "held_out", self.seed, layouts=tuple(self.layouts), tinted=self.tinted)

@@ -25,6 +25,7 @@ from experiments.metrics.folders import read, to_tensor
 from experiments.metrics.measuring import evaluate
 from experiments.pictures import captioned, save_png
 from experiments.run import build, cli
+from experiments.run.settings import written
 
 KINDS = {  # suites of conf/prompts, and what their pictures must show
     "emoji_one": ("one object: found", "all_found"),
@@ -78,7 +79,8 @@ def draw(cfg: DictConfig, folder: Path, scales: list[float], count: int, scenes_
 
 
 def sample(cfg: DictConfig, *overrides: str) -> None:
-    model = [f"model={cfg.model.name}", f"model.path={cfg.model.path}", f"device={cfg.device}"]
+    model = [f"model={cfg.model.name}", f"device={cfg.device}"]
+    model += [f"model.{key}={written(cfg.model[key])}" for key in ("path", "config", "prediction", "ema")]
     subprocess.run([sys.executable, "-m", "experiments.sample", *overrides, *model], check=True)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.metrics import Bench, Result
+from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.estimates import CENTRED, Bootstrap, Estimate, interval
 from experiments.metrics.features import Gaussian, extract, frechet_distance, gaussian, load_extractor, rank_warnings
 from experiments.metrics.folders import FinishedRun, open_reference
@@ -67,7 +67,7 @@ class AlphaFid:
         return Result(value, details, about=about, warnings=warnings)
 
     def captions(self, run: FinishedRun, known: list[str]) -> tuple[list[Caption], int]:
-        """Those that are of two known objects; and how many pictures are of none. Raises ValueError if all are."""
+        """Those that are of two known objects; and how many pictures are of none. Raises Unmeasurable if all are."""
         if self.objects is not None and (len(self.objects) != 2 or not set(self.objects) <= set(known)):
             raise ValueError(f"objects={self.objects}: must be two of {', '.join(known)}")
         found: dict[tuple[str, ...], Caption] = {}
@@ -76,19 +76,19 @@ class AlphaFid:
             if len(objects) == 2 and set(objects) <= set(known):
                 found.setdefault(prompts, Caption(prompts, (objects[0], objects[1]))).indices.append(i)
         if not found:
-            raise ValueError(f"no picture of the run is of two of the objects {', '.join(known)}")
+            raise Unmeasurable(f"no picture of the run is of two of the objects {', '.join(known)}")
         for caption in found.values():
             if len(caption.indices) < 2:
-                raise ValueError(f"{' > '.join(caption.prompts)!r} has 1 picture, and a distance needs at least 2")
+                raise Unmeasurable(f"{' > '.join(caption.prompts)!r} has 1 picture, and a distance needs at least 2")
         return list(found.values()), len(run.records) - sum(len(caption.indices) for caption in found.values())
 
 
 def object_folders(references: str | None) -> dict[str, Path]:
-    """By their names. Raises ValueError if there are fewer than two."""
+    """By their names. Raises Unmeasurable if there are fewer than two."""
     paths = sorted(Path(references).iterdir()) if references and Path(references).is_dir() else []
     known = {path.name: path for path in paths if path.is_dir()}
     if len(known) < 2:
-        raise ValueError(f"references={references}: must hold a folder of pictures for each object, by its name")
+        raise Unmeasurable(f"references={references}: must hold a folder of pictures for each object, by its name")
     return known
 
 

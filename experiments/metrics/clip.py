@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.files import sha256
+from experiments.metrics import Unmeasurable
 from experiments.metrics.folders import FinishedRun
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "ldm" / "weights" / "emoji_clip"
@@ -39,7 +40,7 @@ def load_clip(model: str, pretrained: str | None, device: torch.device) -> tuple
             about = {"model": model, "pretrained": pretrained}
     except (RuntimeError, OSError, KeyError) as error:  # of a missing file, a closed network or a wrong shape
         reason = str(error).splitlines()[0]
-        raise ValueError(f"the weights {pretrained or 'in the folder'} of {model} cannot be had: {reason}") from error
+        raise Unmeasurable(f"the weights {pretrained or 'in the folder'} of {model} cannot be had: {reason}") from error
     return network.to(device).eval(), preprocess, open_clip.get_tokenizer(model), about
 
 

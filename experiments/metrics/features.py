@@ -19,7 +19,7 @@ from tqdm import tqdm
 from experiments.emoji.judge import WEIGHTS as JUDGE
 from experiments.emoji.judge import Judge, Verdict, load_judge
 from experiments.files import say, sha256
-from experiments.metrics import Bench, optional
+from experiments.metrics import Bench, Unmeasurable, optional
 from experiments.metrics.folders import FinishedRun, Pictures, read, to_tensor
 
 EXTRACTORS = {name: f"experiments.metrics.features.{name.title()}Features" for name in ("inception", "judge")}
@@ -112,7 +112,7 @@ def inception_weights(given: Path | None, url: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=PUBLISHED, progress=False)
         except (URLError, OSError, RuntimeError) as error:
-            raise ValueError(f"no Inception weights here and no way to them: {where}") from error
+            raise Unmeasurable(f"no Inception weights here and no way to them: {where}") from error
     return path
 
 
@@ -128,9 +128,9 @@ def load_extractor(name: str | None, weights: str | None, run: FinishedRun, devi
 
 @torch.inference_mode()
 def extract(extractor: Extractor, pictures: Pictures, resize: int | None, bench: Bench) -> Features:
-    """Raises ValueError for fewer than 2 pictures, of which no covariance can be."""
+    """Raises Unmeasurable for fewer than 2 pictures, of which no covariance can be."""
     if len(pictures.files) < 2:
-        raise ValueError(f"{pictures.folder}: holds {len(pictures.files)} picture, and at least 2 are needed")
+        raise Unmeasurable(f"{pictures.folder}: holds {len(pictures.files)} picture, and at least 2 are needed")
     batches = tqdm(pictures.batches(bench.batch_size, resize), desc=f"features of {pictures.folder.name}", leave=False)
     values, logits = zip(*((a.cpu(), b.cpu()) for a, b in map(extractor, batches)), strict=True)
     return Features(torch.cat(values), torch.cat(logits))

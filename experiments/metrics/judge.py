@@ -9,7 +9,7 @@ import torch
 
 from experiments.emoji.judge import WEIGHTS, JudgeConfig, Verdict, load_judge
 from experiments.files import sha256
-from experiments.metrics import Bench, Result
+from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.estimates import Estimate
 from experiments.metrics.features import verdicts
 from experiments.metrics.folders import FinishedRun
@@ -48,7 +48,7 @@ class JudgeMetric:
         judge = load_judge(folder, bench.device)
         asked = [parse((self.prompt,) if self.prompt else texts, judge.config) for texts in run.texts]
         if not any(asked):
-            raise ValueError(f"no prompt names anything that the judge knows ({', '.join(judge.config.concepts)})")
+            raise Unmeasurable(f"no prompt names anything that the judge knows ({', '.join(judge.config.concepts)})")
         scores: list[dict[str, Any]] = []
         for i, verdict in verdicts(judge, run, bench):
             some = asked[i : i + bench.batch_size]

@@ -1,7 +1,8 @@
 """python -m experiments.evaluate run=FOLDER metrics=[...]: measures of a finished run. See conf/evaluate.yaml."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.files import commit, write
-from experiments.metrics import Bench, Metric, Result
+from experiments.metrics import Bench, Metric, Result, Unmeasurable
 from experiments.metrics.estimates import Bootstrap, compare
 from experiments.metrics.folders import FinishedRun, open_run
 from experiments.run import build
@@ -41,13 +42,25 @@ def evaluate(
 
 def basis(metric: Metric, run: FinishedRun, bench: Bench) -> dict[str, Any]:
     """What a result depends on, beside the code and the files that the settings name."""
-    return plain({"settings": metric, "bootstrap": bench.bootstrap, "run": run.pictures.described()})
+    return as_json({"settings": metric, "bootstrap": bench.bootstrap, "run": run.pictures.described()})
 
 
 def store(folder: Path, name: str, result: dict[str, Any]) -> None:
+    """Writes metrics/NAME.json. Raises ValueError naming the first number in the result that is not finite."""
+    if bad := next(not_finite(result), None):
+        raise ValueError(f"{name}: {bad} is not a finite number")
     (folder / "metrics").mkdir(exist_ok=True)
     text = json.dumps({"metric": name, **result}, indent=1, allow_nan=False)
     write(folder / "metrics" / f"{name}.json", text + "\n")
+
+
+def not_finite(value: Any, name: str = "") -> Iterator[str]:
+    """Yields where in a result a number is infinite or none."""
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, entry in entries:
+        yield from not_finite(entry, f"{name}.{key}" if name else str(key))
+    if isinstance(value, float) and not math.isfinite(value):
+        yield name
 
 
 def read_result(folder: Path, name: str) -> dict[str, Any] | None:
@@ -57,21 +70,23 @@ def read_result(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def measure(name: str, metric: Metric, run: FinishedRun, other: FinishedRun | None, bench: Bench) -> dict[str, Any]:
-    """What a metric says of a run, in JSON's types."""
+    """Returns what a metric says of a run, in JSON's types. Raises Unmeasurable or ValueError, naming the metric."""
     try:
         result = metric.measure(run, bench)
         versus = None
         if other is not None and result.per_image:
             versus = compare_runs(run, result, other, metric.measure(other, bench), bench.bootstrap)
+    except Unmeasurable as error:
+        raise Unmeasurable(f"{name}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    found = described(result) | {"against": plain(versus)} | basis(metric, run, bench)
+    found = described(result) | {"against": as_json(versus)} | basis(metric, run, bench)
     return found | {"warnings": [*run.pictures.warnings, *result.warnings]}
 
 
 def described(result: Result) -> dict[str, Any]:
     """A result in JSON's types, with the code that it was had with."""
-    return plain(
+    return as_json(
         {
             **asdict(result.estimate),
             "details": result.details,
@@ -111,15 +126,15 @@ def is_score(value: Any) -> bool:
     return isinstance(value, int | float)
 
 
-def plain(value: Any) -> Any:
-    """In JSON's types."""
+def as_json(value: Any) -> Any:
+    """Returns a value in JSON's types."""
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(asdict(value))
+        return as_json(asdict(value))
     if isinstance(value, DictConfig):
         return OmegaConf.to_container(value, resolve=True)
     if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
-    return [plain(entry) for entry in value] if isinstance(value, list | tuple) else value
+        return {key: as_json(entry) for key, entry in value.items()}
+    return [as_json(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def installed(package: str) -> str | None:

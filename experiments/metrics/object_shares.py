@@ -7,9 +7,9 @@ import torch
 
 from experiments.emoji.judge import WEIGHTS, load_judge
 from experiments.files import sha256
-from experiments.metrics import Bench, Result
-from experiments.metrics.folders import FinishedRun
+from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.features import verdicts
+from experiments.metrics.folders import FinishedRun
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ObjectShares:
                 scores = {"value": area_one / either if either else None, "first": first, "second": second}
                 per_image.append({**scores, "both": first and second, "one": first != second})
         if all(score["value"] is None for score in per_image):
-            raise ValueError(f"no picture shows {' or '.join(self.objects)}")
+            raise Unmeasurable(f"no picture shows {' or '.join(self.objects)}")
         captions = run.captions
         details = {
             name: bench.bootstrap.mean([float(score[name]) for score in per_image], captions)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from experiments.metrics import Bench, Result
+from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.clip import clip_meant, load_clip
 from experiments.metrics.folders import FinishedRun, read
 
@@ -30,7 +30,7 @@ class WordChoice:
         rivals = [self.rivals(texts) for texts in run.captions]
         asked = [i for i, prompts in enumerate(rivals) if prompts]
         if not asked:
-            raise ValueError(f"no prompt holds exactly one of {', '.join(self.words)}")
+            raise Unmeasurable(f"no prompt holds exactly one of {', '.join(self.words)}")
         model, pretrained = clip_meant(self.model, self.pretrained, run)
         network, preprocess, tokenizer, about = load_clip(model, pretrained, bench.device)
         right: list[float | None] = [None] * len(rivals)

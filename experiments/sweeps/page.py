@@ -6,7 +6,6 @@ attention maps, and every number with its interval.
 
 import base64
 import io
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,17 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import QuotedString
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from omegaconf import OmegaConf
 from PIL import Image
 
 from experiments import files
 from experiments.metrics.folders import UNREADABLE, read
 from experiments.sweeps import figures
-from experiments.sweeps.claims import verdicts
+from experiments.sweeps.claims import p_text, verdicts
 from experiments.sweeps.figures import Drawn, ordered, others, said, short, shown, spread
-from experiments.sweeps.folder import Axes, Cell, Sweep, open_sweep, overrides
+from experiments.sweeps.folder import Cell, Sweep, open_sweep, with_planned
+from experiments.sweeps.provenance import not_alike
 
 THUMBNAIL, SHEET = 256, 1400  # pixels of the longer side, at most
 LOSSLESS = 96  # pictures no larger than this keep every pixel
@@ -94,12 +92,13 @@ def render(sweep: Sweep, pictures: int) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"uri": svg_uri}
+    environment.filters |= {"uri": svg_uri, "p_text": p_text}
     return environment.get_template("page.html.j2").render(
         sweep=sweep,
         verdicts=found,
         states=[(name_of(cell, sweep), state(cell, sweep), cell.error) for cell in sweep.cells],
         warnings=warnings(sweep),
+        not_alike=not_alike(sweep),
         axes=axes_of(sweep),
         x=sweep.page.get("x"),
         grids=grids,
@@ -119,7 +118,7 @@ def render(sweep: Sweep, pictures: int) -> str:
 
 def whole(sweep: Sweep) -> Sweep:
     """With the cells that it has not begun, in the page's order: by, then x, then the other axes."""
-    sweep = replace(sweep, cells=(*sweep.cells, *not_begun(sweep)))
+    sweep = with_planned(sweep)
     keys = axes_of(sweep)
     places = {key: [shown(value) for value in sweep.values(key)] for key in keys}
 
@@ -133,25 +132,6 @@ def axes_of(sweep: Sweep) -> list[str]:
     found = ordered(key for cell in sweep.cells for key in cell.axes)
     first = [key for key in (sweep.page.get("by"), sweep.page.get("x")) if key in found]
     return ordered([*first, *found])
-
-
-def not_begun(sweep: Sweep) -> list[Cell]:
-    """The settings of Hydra's record of the sweep that have no cell yet."""
-    record = sweep.folder / "multirun.yaml"
-    if not record.is_file():
-        return []
-    hydra = OmegaConf.load(record).hydra
-    parsed = overrides(hydra.sweeper.get("params"), hydra.overrides.task)
-    swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
-    choices: dict[str, list[Any]] = {}
-    for o in parsed:
-        if o.get_key_element() in swept:
-            values = list(o.sweep_iterator()) if o.is_sweep_override() else [o.value()]
-            choices[o.get_key_element()] = [v.text if isinstance(v, QuotedString) else v for v in values]
-    begun = [{key: str(value) for key, value in cell.axes.items()} for cell in sweep.cells]
-    planned: list[Axes] = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
-    missing = [axes for axes in planned if {key: str(value) for key, value in axes.items()} not in begun]
-    return [Cell(sweep.folder / "not begun", said(axes, axes), axes, {}, (), None, {}) for axes in missing]
 
 
 def state(cell: Cell, sweep: Sweep) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from experiments.metrics.estimates import TIE, Estimate, sign_test, two_way
 from experiments.sweeps.folder import Cell
 
+SCENES = ("seed", "count", "layouts", "tinted")  # settings of a study that say which scenes it looks at
 NAMED = 4  # cells that a note names; of more it says how many
 
 
@@ -169,8 +170,10 @@ def by_estimates(pairs: Sequence[tuple[Pooled, Pooled]], measure: str, than: str
 
 
 def pictures_of(cell: Cell) -> Hashable:
-    """Returns the prompts and seeds of a cell's pictures; of a cell without pictures, itself."""
-    return frozenset(cell.asked().values()) or cell.folder
+    """Returns the prompts and seeds of a cell's pictures, or what a study's scenes depend on; of any other, itself."""
+    settings = [result.get("settings") or {} for result in cell.results.values()]
+    scenes = frozenset(repr([some.get(key) for key in SCENES]) for some in settings if "layouts" in some)
+    return frozenset(cell.asked().values()) or scenes or cell.folder
 
 
 def deviation_of_sum(deviations: Iterable[float], clusters: Iterable[Hashable]) -> float:

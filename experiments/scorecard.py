@@ -62,9 +62,9 @@ def main(cfg: DictConfig) -> None:
     scores = {name: vars(estimate) for name, estimate in rows.items()}
     settings = {"scale": scale, "validation": worth, "frechet": distances, "steps": cfg.steps, "dtype": cfg.dtype}
     write(out / "scorecard.json", json.dumps({"settings": settings, "scores": scores}, indent=1) + "\n")
-    write(out / "scorecard.md", table(rows))
+    write(out / "scorecard.md", scores_table(rows))
     save_png(failures(out / "test", scale), out / "failures.png")
-    print(table(rows))
+    print(scores_table(rows))
     print(f"scale {scale}, of {worth}; failures: {out / 'failures.png'}")
 
 
@@ -147,7 +147,7 @@ def failures(folder: Path, scale: float, each: int = 10) -> Image.Image:
     return captioned(pictures, captions, columns=each)
 
 
-def table(rows: dict[str, Estimate]) -> str:
+def scores_table(rows: dict[str, Estimate]) -> str:
     lines = ["| what | value | 95 % interval | n |", "| --- | --- | --- | --- |"]
     for name, e in rows.items():
         interval = "" if e.low is None else f"{e.low:.3g} to {e.high:.3g}"

@@ -130,7 +130,7 @@ def line(prompt: Prompt, **more: Any) -> dict[str, Any]:
     return {key: value for key, value in record.items() if value not in (None, "", [])}
 
 
-def figure(curve: dict[int, list[float]], chosen: int, ranked: list[float], taken: dict[float, range]) -> Any:
+def curve_figure(curve: dict[int, list[float]], chosen: int, ranked: list[float], taken: dict[float, range]) -> Any:
     """The curve with its range over the repeats; and, if there are any, the ranked scores with the bands taken."""
     from matplotlib.figure import Figure
 
@@ -193,7 +193,7 @@ def main(cfg: DictConfig) -> None:
     }
     write(out / "subset.json", json.dumps(result, indent=1) + "\n")
     write(out / "subset.jsonl", "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in chosen))
-    figure(curve, size, sorted(scores), taken).savefig(out / "subset.png", dpi=150)
+    curve_figure(curve, size, sorted(scores), taken).savefig(out / "subset.png", dpi=150)
     if size == len(prompts):
         files.say(f"warning: half of them are still further away than tolerance={cfg.tolerance} allows: all are taken")
     print(f"{size} of {len(prompts)} prompts stand for all; {len(chosen)} are chosen: {out / 'subset.jsonl'}")

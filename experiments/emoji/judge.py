@@ -26,7 +26,7 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """Logits. K concepts, C colours."""
 
     presence: Tensor  # [B, K]: whether the concept is in the picture
@@ -56,7 +56,7 @@ class Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """A small U-shaped convolutional network: images [B, 3, H, W] in [-1, 1] -> Verdict."""
+    """A small U-shaped convolutional network: images [B, 3, H, W] in [-1, 1] -> Judgement."""
 
     def __init__(self, config: JudgeConfig):
         super().__init__()
@@ -67,7 +67,7 @@ class Judge(nn.Module):
         self.presence = nn.Linear(2 * widths[-1], len(config.concepts))
         self.pixels = nn.Conv2d(widths[0], 1 + len(config.concepts) + len(config.colours), 1)
 
-    def forward(self, images: Tensor) -> Verdict:
+    def forward(self, images: Tensor) -> Judgement:
         x, skips = images, []
         for block in self.down:
             x = block(x)
@@ -78,7 +78,7 @@ class Judge(nn.Module):
             x = block(torch.cat([F.interpolate(x, scale_factor=2.0), skip], dim=1))
         pixels = F.interpolate(self.pixels(x).float(), scale_factor=2.0, mode="bilinear")
         labels, colours = pixels.split([1 + len(self.config.concepts), len(self.config.colours)], dim=1)
-        return Verdict(presence.float(), labels, colours, features.float())
+        return Judgement(presence.float(), labels, colours, features.float())
 
 
 def save_judge(judge: Judge, folder: Path) -> None:

@@ -173,7 +173,7 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * total / 2**n)
 
 
-def compare(
+def compare_paired(
     ours: Sequence[float], theirs: Sequence[float], prompts: Sequence[Hashable], bootstrap: Bootstrap
 ) -> dict[str, Any]:
     """Paired scores: their mean difference, and how often ours is the higher. Ties count for neither side."""

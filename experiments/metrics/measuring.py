@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.files import commit, write
 from experiments.metrics import Bench, Metric, Result, Unmeasurable
-from experiments.metrics.estimates import Bootstrap, compare
+from experiments.metrics.estimates import Bootstrap, compare_paired
 from experiments.metrics.folders import FinishedRun, open_run
 from experiments.run import build
 
@@ -114,7 +114,7 @@ def compare_runs(
         known = [(key, a[name], b[name]) for key, a, b in pairs if is_score(a[name]) and is_score(b[name])]
         if known:
             some_keys, mine, yours = zip(*known, strict=True)
-            found[name] = compare(mine, yours, [caption for caption, _ in some_keys], bootstrap)
+            found[name] = compare_paired(mine, yours, [caption for caption, _ in some_keys], bootstrap)
     return found
 
 
@@ -144,7 +144,7 @@ def installed(package: str) -> str | None:
         return None
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
+def results_table(results: dict[str, dict[str, Any]]) -> str:
     """One line for each number: its name, value, 95 % interval and count."""
     rows = [("metric", "value", "95 % interval", "n")]
     for name, result in results.items():

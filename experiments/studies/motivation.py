@@ -90,14 +90,14 @@ class Motivation(SceneStudy):
             scenes += noised.scenes
         captions, bootstrap = [scene.caption for scene in scenes], bench.bootstrap
         estimates = {
-            "log2_gain": mean(gains, "log2_gain", captions, bootstrap),
+            "log2_gain": mean_over_objects(gains, "log2_gain", captions, bootstrap),
             "log2_gain_median": median(gains, "log2_gain", captions, bootstrap),
             "over_background": share(gains, "log2_gain_over_background", captions, bootstrap),
-            "log2_gain_over_background": mean(gains, "log2_gain_over_background", captions, bootstrap),
+            "log2_gain_over_background": mean_over_objects(gains, "log2_gain_over_background", captions, bootstrap),
         }
         if details:
             some = captions[: len(details)]
-            estimates |= {name: mean(details, name, some, bootstrap) for name in details[0][0]}
+            estimates |= {name: mean_over_objects(details, name, some, bootstrap) for name in details[0][0]}
             estimates["detail_gain_share"] = share(details, "detail_gain", some, bootstrap)
         columns = ["scene", "empty negative", "without 1", "without 2", "length, without 1", "length, without 2"]
         title = f"Drawn from x_t, t={self.timestep}, and the lengths of the directions (pale: a picture's longest)"
@@ -199,7 +199,9 @@ def detail(picture: Tensor) -> Tensor:
     return (down.square() + right.square()).sqrt().mean(dim=0)
 
 
-def mean(found: Sequence[list[Numbers]], name: str, captions: Sequence[str], bootstrap: Bootstrap) -> Estimate:
+def mean_over_objects(
+    found: Sequence[list[Numbers]], name: str, captions: Sequence[str], bootstrap: Bootstrap
+) -> Estimate:
     """Of a number of all left-out objects; scenes are what is drawn again."""
     return bootstrap.ratio([sum(n[name] for n in of) for of in found], [len(of) for of in found], captions)
 

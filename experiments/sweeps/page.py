@@ -20,7 +20,7 @@ from experiments import files
 from experiments.metrics.folders import UNREADABLE, read
 from experiments.sweeps import figures
 from experiments.sweeps.claims import p_text, verdicts
-from experiments.sweeps.figures import Drawn, ordered, others, said, short, shown, spread
+from experiments.sweeps.figures import Drawn, evenly, other_axes, setting_text, short, unique, value_text
 from experiments.sweeps.folder import Cell, Sweep, open_sweep, with_planned
 from experiments.sweeps.provenance import not_alike
 
@@ -66,7 +66,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Numbers:
+class NumberColumn:
     """A column of a table: for each cell the value, its text, its interval and its count; None if not measured."""
 
     name: str
@@ -109,10 +109,10 @@ def render(sweep: Sweep, pictures: int) -> str:
         mapped=len(mapped),
         maps=[
             (name_of(cell, sweep), sheet(cell.folder / "semantics.png"), sheet(cell.folder / "maps.png"))
-            for cell in spread(mapped, MAPS)
+            for cell in evenly(mapped, MAPS)
         ],
         figures=[(name, figure) for name, figure in figures if figure is not None],
-        tables=[[numbers(sweep, m) for m in measures] for measures in (main_measures, details)],
+        tables=[[number_column(sweep, m) for m in measures] for measures in (main_measures, details)],
     )
 
 
@@ -120,18 +120,18 @@ def whole(sweep: Sweep) -> Sweep:
     """With the cells that it has not begun, in the page's order: by, then x, then the other axes."""
     sweep = with_planned(sweep)
     keys = axes_of(sweep)
-    places = {key: [shown(value) for value in sweep.values(key)] for key in keys}
+    places = {key: [value_text(value) for value in sweep.values(key)] for key in keys}
 
     def place(cell: Cell) -> list[int]:
-        return [places[key].index(shown(cell.axes[key])) if key in cell.axes else -1 for key in keys]
+        return [places[key].index(value_text(cell.axes[key])) if key in cell.axes else -1 for key in keys]
 
     return replace(sweep, cells=tuple(sorted(sweep.cells, key=place)))
 
 
 def axes_of(sweep: Sweep) -> list[str]:
-    found = ordered(key for cell in sweep.cells for key in cell.axes)
+    found = unique(key for cell in sweep.cells for key in cell.axes)
     first = [key for key in (sweep.page.get("by"), sweep.page.get("x")) if key in found]
-    return ordered([*first, *found])
+    return unique([*first, *found])
 
 
 def state(cell: Cell, sweep: Sweep) -> str:
@@ -150,7 +150,7 @@ def state(cell: Cell, sweep: Sweep) -> str:
 
 def name_of(cell: Cell, sweep: Sweep) -> str:
     """The setting in words."""
-    return said(cell.axes, axes_of(sweep)) or cell.name
+    return setting_text(cell.axes, axes_of(sweep)) or cell.name
 
 
 def warnings(sweep: Sweep) -> list[tuple[str, str, int]]:
@@ -159,7 +159,7 @@ def warnings(sweep: Sweep) -> list[tuple[str, str, int]]:
         (metric, text)
         for cell in sweep.cells
         for metric, result in cell.results.items()
-        for text in ordered(result.get("warnings", []))
+        for text in unique(result.get("warnings", []))
     ]
     found += [(name, f"not measured: {why}") for cell in sweep.cells for name, why in cell.unmeasured.items()]
     return [(*warning, count) for warning, count in Counter(found).items()]
@@ -170,8 +170,8 @@ def grids_of(sweep: Sweep, most: int) -> list[Grid]:
     by = sweep.page.get("by")
     parts: dict[str, list[Cell]] = {}
     for cell in sweep.cells:
-        parts.setdefault(shown(cell.axes[by]) if by in cell.axes else "", []).append(cell)
-    parts = {title: parts[title] for title in spread([t for t in parts if any(c.records for c in parts[t])], most)}
+        parts.setdefault(value_text(cell.axes[by]) if by in cell.axes else "", []).append(cell)
+    parts = {title: parts[title] for title in evenly([t for t in parts if any(c.records for c in parts[t])], most)}
     return [grid(sweep, title, cells, most // len(parts)) for title, cells in parts.items()]
 
 
@@ -181,15 +181,15 @@ def grid(sweep: Sweep, title: str, cells: Sequence[Cell], most: int) -> Grid:
     records = {cell.folder: {record["file"]: record for record in cell.records} for cell in cells}
     counted = [records[cell.folder] for cell in finished or cells if cell.records]
     common = [file for file in counted[0] if all(file in others for others in counted)]
-    some = spread(cells, most)
-    files = spread(common, max(1, most // len(some)))
+    some = evenly(cells, most)
+    files = evenly(common, max(1, most // len(some)))
 
     x = sweep.page.get("x")
-    keys = ([x] if x else []) + [key for key in others(sweep) if key != sweep.page.get("by")]
+    keys = ([x] if x else []) + [key for key in other_axes(sweep) if key != sweep.page.get("by")]
 
     def column(cell: Cell) -> Column:
         asked = {prompts(record) for record in cell.records}
-        label = (shown(cell.axes.get(x)) if keys == [x] else said(cell.axes, keys)) if x else cell.name
+        label = (value_text(cell.axes.get(x)) if keys == [x] else setting_text(cell.axes, keys)) if x else cell.name
         return Column(label, asked.pop() if len(asked) == 1 else "", state(cell, sweep))
 
     notes = {cell.folder: scores(cell) for cell in some}
@@ -223,7 +223,7 @@ def prompts(record: dict[str, Any]) -> str:
 
 
 def picture(cell: Cell, record: dict[str, Any], sweep: Sweep, notes: Sequence[str]) -> Picture | None:
-    setting = ", ".join(f"{key} {shown(value)}" for key, value in cell.axes.items())
+    setting = ", ".join(f"{key} {value_text(value)}" for key, value in cell.axes.items())
     alt = f"{prompts(record)}; seed {record['seed']}" + (f"; {setting}" if setting else "")
     return embedded(cell.folder / record["file"], THUMBNAIL, 90, alt, "\n".join([alt, *notes]))
 
@@ -234,7 +234,7 @@ def scores(cell: Cell) -> dict[str, list[str]]:
     for metric, result in cell.results.items():
         for row in result.get("per_image", []):
             known = {k: v for k, v in row.items() if k != "file" and isinstance(v, int | float)}
-            said = [f"{'' if k == 'value' else f'{k} '}{shown(score(v))}" for k, v in known.items()]
+            said = [f"{'' if k == 'value' else f'{k} '}{value_text(score(v))}" for k, v in known.items()]
             if said:
                 found.setdefault(row.get("file", ""), []).append(f"{metric}: {', '.join(said)}")
     return found
@@ -304,13 +304,13 @@ def measures_of(sweep: Sweep) -> tuple[list[str], list[str]]:
     """Those that the page names, and every metric's value; and all details that are not among these."""
     named = [m for asked in sweep.page.get("curves") or [] for m in asked["measures"]] + (sweep.page.get("table") or [])
     results = [(name, result) for cell in sweep.cells for name, result in cell.results.items()]
-    first = ordered([*named, *(name for name, _ in results)])
-    details = ordered(f"{name}/{detail}" for name, result in results for detail in result["details"])
+    first = unique([*named, *(name for name, _ in results)])
+    details = unique(f"{name}/{detail}" for name, result in results for detail in result["details"])
     have: Callable[[str], bool] = lambda m: any(cell.estimate(m) is not None for cell in sweep.cells)  # noqa: E731
     return [m for m in first if have(m)], [m for m in details if m not in first]
 
 
-def numbers(sweep: Sweep, measure: str) -> Numbers:
+def number_column(sweep: Sweep, measure: str) -> NumberColumn:
     found = [cell.estimate(measure) for cell in sweep.cells]
     known = [e[key] for e in found if e is not None for key in ("value", "low", "high") if e[key] is not None]
     counts = {e["count"] for e in found if e is not None}
@@ -320,7 +320,7 @@ def numbers(sweep: Sweep, measure: str) -> Numbers:
         between = None if e["low"] is None else f"{text(e['low'])} to {text(e['high'])}"
         return {**e, "text": text(e["value"]), "interval": between}
 
-    return Numbers(
+    return NumberColumn(
         measure, counts.pop() if len(counts) == 1 else None, tuple(None if e is None else entry(e) for e in found)
     )
 

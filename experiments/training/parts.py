@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from experiments.emoji.judge import Judge, JudgeConfig, Verdict, save_judge
+from experiments.emoji.judge import Judge, JudgeConfig, Judgement, save_judge
 from experiments.emoji.truth import judge_scores, psnr
 from experiments.emoji.world import Batch, EmojiScenes, batch, numbers, pixels
 from experiments.files import write
@@ -220,7 +220,7 @@ class JudgePart(Part):
         images = torch.where(blurred, F.interpolate(F.avg_pool2d(images, 2), scale_factor=2.0, mode="bilinear"), images)
         level = self.noise * (2 * torch.rand((len(images), 1, 1, 1), generator=g) - 1).clamp(min=0)
         images = images + (level * torch.randn(images.shape, generator=g)).to(images.device)
-        verdict: Verdict = self.network(images.contiguous(memory_format=torch.channels_last))
+        verdict: Judgement = self.network(images.contiguous(memory_format=torch.channels_last))
         labels, colours = scenes.labels.long(), scenes.colours.long()
         present = F.one_hot(labels.flatten(1), verdict.labels.shape[1]).amax(dim=1)[:, 1:].float()
         presence = F.binary_cross_entropy_with_logits(verdict.presence, present)

@@ -17,13 +17,13 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from experiments.emoji.judge import Judge, Verdict
+from experiments.emoji.judge import Judge, Judgement
 from experiments.metrics import features, folders
 from experiments.metrics.alpha_fid import alpha, distances, named
 from experiments.metrics.estimates import (
     Bootstrap,
     Clustered,
-    compare,
+    compare_paired,
     interval,
     sign_test,
     student_p,
@@ -115,12 +115,12 @@ def test_sign_test_of_many_is_the_normal_theory_s() -> None:
 
 
 def test_ties_count_for_neither_side() -> None:
-    found = compare([1, 2, 3, 4, 5.00001], [0, 3, 1, 2, 5], range(5), Bootstrap(10))
+    found = compare_paired([1, 2, 3, 4, 5.00001], [0, 3, 1, 2, 5], range(5), Bootstrap(10))
     assert (found["wins"], found["losses"], found["ties"]) == (3, 1, 1)
     assert found["win_rate"].value == 0.75
     assert found["p"] == sign_test(3, 1)
     assert found["difference"].value == pytest.approx(4 / 5, abs=1e-5)
-    assert compare([1, 1], [1, 1], range(2), Bootstrap(10))["win_rate"] is None
+    assert compare_paired([1, 1], [1, 1], range(2), Bootstrap(10))["win_rate"] is None
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30, 101])
@@ -447,7 +447,7 @@ def test_a_picture_is_judged_by_presence_and_by_the_colour_of_the_object() -> No
     colours = torch.zeros(1, 2, 4, 4)
     colours[0, 0, :, :2] = 5  # red there, blue here
     colours[0, 1, :, 2:] = 5
-    verdict = Verdict(torch.tensor([[3.0, -1.0, 2.0, -1.0, -1.0]]), labels, colours, torch.zeros(1, 16))
+    verdict = Judgement(torch.tensor([[3.0, -1.0, 2.0, -1.0, -1.0]]), labels, colours, torch.zeros(1, 16))
     good = judged(verdict, 0, [Asked("dragon", "red"), Asked("cat", None)], JUDGE)
     assert (good["value"], good["colours"], good["both"], good["all_right"]) == (1, 1, True, True)
     swapped = judged(verdict, 0, [Asked("dragon", "blue"), Asked("cat", "blue")], JUDGE)
@@ -459,7 +459,7 @@ def test_a_picture_is_judged_by_presence_and_by_the_colour_of_the_object() -> No
     assert absent["purity"] is None  # a fish that is not found has no colour
     assert judged(verdict, 0, [], JUDGE)["value"] is None
     fields = (verdict.presence, verdict.labels, verdict.colours, verdict.features)
-    two = Verdict(*(torch.cat([field.flip(1 if field is verdict.colours else 0), field]) for field in fields))
+    two = Judgement(*(torch.cat([field.flip(1 if field is verdict.colours else 0), field]) for field in fields))
     assert [judged(two, b, [Asked("dragon", "red")], JUDGE)["colours"] for b in range(2)] == [0, 1]
     colours[0, :, :2, :2] = torch.tensor([0.0, 5.0])[:, None, None]  # blue leaks onto half of the dragon
     leaking = judged(verdict, 0, [Asked("dragon", "red")], JUDGE)

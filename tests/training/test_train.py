@@ -13,7 +13,7 @@ from packages import write_package
 from safetensors.torch import load_file
 from torch import nn
 
-from experiments.emoji.judge import Verdict, load_judge
+from experiments.emoji.judge import Judgement, load_judge
 from experiments.emoji.world import EmojiScenes, World, batch, load_atlas
 from experiments.files import CONF
 from experiments.training import loop as verb
@@ -215,7 +215,7 @@ def test_judge_scores_are_one_for_the_truth_and_low_for_its_opposite(folder):
             labels = torch.nn.functional.one_hot(some.labels.long(), 3).permute(0, 3, 1, 2).float() * self.sign
             colours = torch.nn.functional.one_hot(some.colours.long(), 9).permute(0, 3, 1, 2)[:, 1:].float() * self.sign
             presence = 2 * labels[:, 1:].amax(dim=(2, 3)) - 1 if self.sign > 0 else 1 + labels[:, 1:].amin(dim=(2, 3))
-            return Verdict(presence, 9 * labels, 9 * colours, torch.zeros(len(images), 1))
+            return Judgement(presence, 9 * labels, 9 * colours, torch.zeros(len(images), 1))
 
     right = parts.judge_scores(Truth(1.0), scenes, 60)
     assert all(set(values) == {1.0} for values in right.values())

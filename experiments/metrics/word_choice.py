@@ -69,5 +69,17 @@ class WordChoice:
         word = self.word(caption)
         if word is None:
             return []
-        places = rf"\b{re.escape(word)}\b"
-        return [caption[0], *(re.sub(places, other, caption[0]) for other in self.words if other != word)]
+        return [caption[0], *(exchanged(caption[0], word, other) for other in self.words if other != word)]
+
+
+def exchanged(prompt: str, word: str, other: str) -> str:
+    """Returns the prompt with another word in a word's place, and the article that fits it: "an A", "a B"."""
+
+    def replaced(match: re.Match[str]) -> str:
+        article = match["article"]
+        if article:
+            fitting = "an " if other[:1].lower() in "aeiou" else "a "
+            article = fitting.capitalize() if article[0].isupper() else fitting
+        return f"{article or ''}{other}"
+
+    return re.sub(rf"\b(?P<article>[Aa]n? )?{re.escape(word)}\b", replaced, prompt)

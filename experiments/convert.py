@@ -6,8 +6,8 @@ import torch
 from omegaconf import DictConfig
 
 from experiments.run import build, cli
-from ldm import checkpoint
-from ldm.config_files import to_yaml
+from ldm.files.config_files import to_yaml
+from ldm.files.writing import atomically, write_file, write_folder
 
 
 def main(cfg: DictConfig) -> None:
@@ -26,12 +26,12 @@ def main(cfg: DictConfig) -> None:
     model = build.model(cfg.model, torch.device("cpu"), cfg.dtype)
     if cfg.format == "diffusers":
         shard_bytes = None if cfg.max_shard_mb is None else int(cfg.max_shard_mb * 1e6)
-        checkpoint.write_folder(model, out, shard_bytes)
+        write_folder(model, out, shard_bytes)
         print(f"{out}: use it with model=file model.path={out}")
     else:
-        checkpoint.write_file(model, out)
-        with checkpoint.atomically(settings) as part:
-            part.write_text(to_yaml(model.config))
+        write_file(model, out)
+        with atomically(settings) as temporary:
+            temporary.write_text(to_yaml(model.config))
         print(f"{out}: use it with model=file model.path={out} model.config={settings}")
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from experiments.emoji.judge import load_judge
 from experiments.emoji.truth import judge_scores, psnr
-from experiments.emoji.world import EmojiScenes, World, load_atlas, numbers
+from experiments.emoji.world import EmojiScenes, World, load_atlas, settings_of
 from experiments.files import write
 from experiments.metrics import Bench
 from experiments.metrics.estimates import Estimate
@@ -31,7 +31,7 @@ from experiments.studies.scorecard import (
 
 def main(cfg: DictConfig) -> None:
     out, device = Path(cfg.out), build.device(cfg.device)
-    world = World(**numbers(cfg.world))
+    world = World(**settings_of(cfg.world))
     atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
     bench = Bench(device)
     judge = load_judge(device=device) if cfg.judge is None else load_judge(Path(cfg.judge), device)

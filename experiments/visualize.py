@@ -36,7 +36,7 @@ def main(cfg: DictConfig) -> None:
     model = build.text_to_image(cfg.model, device, cfg.dtype)
     config = model.config
     shape = model.latent_shape(cfg.height or config.image_size, cfg.width or config.image_size)
-    stages = build.rehearse(guidance, build.steps(cfg.sampler, config.schedule)).stages
+    stages = build.stretches(guidance, build.steps(cfg.sampler, config.schedule))
     if prompt.text is None and any(stage.prompt is None for stage in stages):
         raise ValueError("nothing to draw: give prompt='...'")
     asked = [build.Stretch(prompt.text if s.prompt is None else s.prompt, s.steps) for s in stages]

@@ -1,4 +1,4 @@
-from guidance.branch import Branch, Guidance, guided
+from guidance.branch import Branch, Guidance, Wrapper, guided
 from guidance.cfg import ClassifierFree
 from guidance.interval import Interval
 from guidance.multistage import Multistage, Stage
@@ -16,5 +16,6 @@ __all__ = [
     "Rescale",
     "SegmentationFree",
     "Stage",
+    "Wrapper",
     "guided",
 ]

@@ -2,13 +2,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from guidance.branch import Branch, Texts, check_number
+from guidance.branch import Branch, check_number
+from ldm.condition import Conditions
 from samplers.schedule import Step
 
 
 @dataclass(frozen=True)
 class ClassifierFree:
-    """Classifier-free guidance (Ho & Salimans 2022, eq. 6), eps = eps_u + g (eps_c - eps_u).
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6), eps = eps_u + g (eps_c - eps_u), and so x_0 as well.
 
     scale is g = w + 1, w being the paper's weight: 1 is no guidance, and costs one branch; 0 is the negative prompt.
     """
@@ -18,12 +19,12 @@ class ClassifierFree:
     def __post_init__(self) -> None:
         check_number("scale", self.scale)
 
-    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
+    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         if self.scale == 1:
-            return {"cond": Branch(texts.cond)}
-        return {"cond": Branch(texts.cond), "negative": Branch(texts.negative)}
+            return {"cond": Branch(conditions.cond)}
+        return {"cond": Branch(conditions.cond), "negative": Branch(conditions.negative)}
 
-    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
+    def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
         if self.scale == 1:
-            return eps["cond"]
-        return eps["negative"] + self.scale * (eps["cond"] - eps["negative"])
+            return x_0["cond"]
+        return x_0["negative"] + self.scale * (x_0["cond"] - x_0["negative"])

@@ -1,4 +1,4 @@
-"""Edits of attention weights [B, H, P, L] (images, heads, patches, keys), to be hung on a branch."""
+"""Edits of attention weights [B, H, P, L] (images, heads, patches, keys), for the branches of a guidance."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ldm.attention import AttentionEdit, Site, is_cross
-from ldm.text import Span
+from ldm.condition import Span
 
 
 def scale_strongest(
@@ -17,12 +17,17 @@ def scale_strongest(
 
     The step of segmentation-free guidance (Azarian et al. 2024, eq. 8-9 and algorithm 1), whose factor is -a.
     argmax  "head": each head has its own k*; "mean": one k* per patch, the strongest on the average of the heads
-    words   candidates for k*: the tokens of these spans, one sequence of spans per image; by default all but BOS
+    words   candidates for k*: the tokens of these spans, one sequence of spans per image; by default all but BOS. An
+            image without any stays as it is
     """
 
     def function(weights: Tensor, site: Site) -> Tensor:
         k_star = strongest(weights, argmax, words)
-        return weights.scatter(-1, k_star, factor * weights.gather(-1, k_star))
+        scaled = weights.scatter(-1, k_star, factor * weights.gather(-1, k_star))
+        if words is None or all(words):
+            return scaled
+        has_words = torch.tensor([bool(spans) for spans in words], device=weights.device)
+        return torch.where(has_words[:, None, None, None], scaled, weights)
 
     return AttentionEdit(function)
 
@@ -63,27 +68,9 @@ def leave_out(words: Sequence[Sequence[Span]]) -> AttentionEdit:
 
 def record(store: Callable[[Site, Tensor], None], where: Callable[[Site], bool] = is_cross) -> AttentionEdit:
     """A probe: calls store(site, weights) wherever `where` is true, and changes nothing."""
-
-    def function(weights: Tensor, site: Site) -> Tensor:
-        store(site, weights)
-        return weights
-
-    return AttentionEdit(function, where)
+    return AttentionEdit(lambda weights, site: store(site, weights), where, observes=True)
 
 
 def only_at(layers: Collection[str], edit: AttentionEdit) -> AttentionEdit:
     """The same edit, restricted to the layers whose dotted name begins with one of these, as in "up_blocks.1"."""
     return replace(edit, where=lambda site: site.name.startswith(tuple(layers)) and edit.where(site))
-
-
-def chain(*edits: AttentionEdit | None) -> AttentionEdit | None:
-    """One edit after another, each where it applies; None stands for no edit."""
-    present = [edit for edit in edits if edit is not None]
-
-    def function(weights: Tensor, site: Site) -> Tensor:
-        for edit in present:
-            if edit.where(site):
-                weights = edit.function(weights, site)
-        return weights
-
-    return AttentionEdit(function, lambda site: any(edit.where(site) for edit in present)) if present else None

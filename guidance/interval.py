@@ -2,12 +2,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from guidance.branch import Branch, Guidance, Texts
+from guidance.branch import Branch, Wrapper
+from ldm.condition import Conditions
+from samplers.predict import Denoised
 from samplers.schedule import Step
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(Wrapper):
     """Guidance in a limited interval (Kynkaanniemi et al. 2024); outside it the conditional alone, in one branch.
 
     start, stop         `inner` acts while start <= i / S < stop, fractions of the sampling steps
@@ -15,7 +17,6 @@ class Interval:
                         14.6, the noisiest, to 0.03); where both forms are given, both must hold
     """
 
-    inner: Guidance
     start: float = 0.0
     stop: float = 1.0
     sigma_lo: float = 0.0
@@ -28,11 +29,14 @@ class Interval:
             raise ValueError(f"sigma_lo={self.sigma_lo}, sigma_hi={self.sigma_hi}: must be 0 <= sigma_lo <= sigma_hi")
 
     def acts(self, step: Step) -> bool:
-        return self.start <= step.i / step.n < self.stop and self.sigma_lo < step.sigma <= self.sigma_hi
+        return self.start <= step.i / step.n < self.stop and self.sigma_lo < step.now.sigma <= self.sigma_hi
 
-    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
-        branches = self.inner.branches(texts, step)
+    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
+        branches = super().branches(conditions, step)
         return branches if self.acts(step) else {"cond": branches["cond"]}
 
-    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
-        return self.inner.combine(eps, x_t, step) if self.acts(step) else eps["cond"]
+    def more(self, conditions: Conditions, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> dict[str, Branch]:
+        return super().more(conditions, x_0, x_t, step) if self.acts(step) else {}
+
+    def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor | Denoised:
+        return super().combine(x_0, x_t, step) if self.acts(step) else x_0["cond"]

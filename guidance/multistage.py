@@ -4,8 +4,10 @@ from typing import Any
 
 from torch import Tensor
 
-from guidance.branch import Branch, Guidance, Texts, check_number
+from guidance.branch import Branch, Guidance, check_guidance, check_number, combined, more, plan
 from guidance.cfg import ClassifierFree
+from ldm.condition import Conditions
+from samplers.predict import Denoised
 from samplers.schedule import Step
 
 
@@ -39,15 +41,30 @@ class Multistage:
             raise ValueError("stages is empty: name at least one {prompt: ..., steps: ...}")
         for stage in stages:
             check_number("stage steps", stage.steps)
+            check_guidance("stage guidance", stage.guidance or self.inner)
 
-    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
-        stage = self.stage(step)
-        if stage.prompt is not None:
-            texts = replace(texts, cond=texts.encode(stage.prompt))
-        return (stage.guidance or self.inner).branches(texts, step)
+    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
+        return self.ruling(step).branches(self.told(conditions, step), step)
 
-    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
-        return (self.stage(step).guidance or self.inner).combine(eps, x_t, step)
+    def more(self, conditions: Conditions, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> dict[str, Branch]:
+        return more(self.ruling(step), self.told(conditions, step), x_0, x_t, step)
+
+    def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
+        return combined(self.ruling(step), x_0, x_t, step)
+
+    def plan(self, steps: Sequence[Step]) -> list[str | None]:
+        """The prompt of each step, which the guidance inside a stage may have set. Raises ValueError as `counts`."""
+        inside = [plan(self.ruling(step), [step])[0] for step in steps]
+        return [self.stage(step).prompt if own is None else own for step, own in zip(steps, inside, strict=True)]
+
+    def ruling(self, step: Step) -> Guidance:
+        """The guidance inside this step's stage."""
+        return self.stage(step).guidance or self.inner
+
+    def told(self, conditions: Conditions, step: Step) -> Conditions:
+        """The conditions with this step's prompt in the place of the image's own."""
+        prompt = self.stage(step).prompt
+        return conditions if prompt is None else replace(conditions, cond=conditions.encode(prompt))
 
     def stage(self, step: Step) -> Stage:
         """The stage that rules at this step."""

@@ -1,27 +1,21 @@
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
-from guidance.branch import Branch, Guidance, Texts
-from guidance.edits import chain
-from ldm.attention import AttentionEdit
+from guidance.branch import Branch, Guidance, Wrapper
+from ldm.attention import Edit
+from ldm.condition import Conditions
 from samplers.schedule import Step
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Hangs one more edit, such as `edits.record`, on a branch of another guidance, in the steps that have it."""
+class Probe(Wrapper):
+    """Adds one more edit, such as `edits.record`, to a branch of another guidance, in the steps that have it."""
 
     inner: Guidance
-    edit: AttentionEdit
+    edit: Edit
     branch: str = "cond"
 
-    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
-        branches = self.inner.branches(texts, step)
+    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         return {
-            name: replace(branch, edit=chain(branch.edit, self.edit)) if name == self.branch else branch
-            for name, branch in branches.items()
+            name: replace(branch, edits=(*branch.edits, self.edit)) if name == self.branch else branch
+            for name, branch in super().branches(conditions, step).items()
         }
-
-    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
-        return self.inner.combine(eps, x_t, step)

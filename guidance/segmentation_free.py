@@ -2,9 +2,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from guidance.branch import Branch, Texts, check_number, step_count
+from guidance.branch import Branch, check_number, step_count
 from guidance.cfg import ClassifierFree
 from guidance.edits import scale_strongest
+from ldm.condition import Conditions
 from samplers.schedule import Step
 
 
@@ -13,7 +14,7 @@ class SegmentationFree:
     """Segmentation-free guidance (Azarian, Das, Hou, Porikli, arXiv 2407.04800, eq. 8-11 and algorithm 1).
 
     The first t_s steps are classifier-free; then the negative pass sees the positive prompt, with each patch's own
-    concept, its strongest token in the cross-attention, pushed out: eps = eps_c + w_bar (eps_c - eps_n).
+    concept, its strongest token in the cross-attention, pushed out: eps = eps_c + w_bar (eps_c - eps_n); x_0 likewise.
 
     scale        g = w + 1 of the classifier-free steps
     cfg_steps    t_s: a count (int) or a fraction of all steps (float), from the start of sampling
@@ -40,14 +41,14 @@ class SegmentationFree:
         if self.candidates not in ("all_but_bos", "words"):
             raise ValueError(f"candidates='{self.candidates}': must be all_but_bos or words")
 
-    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
+    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         if step.i < step_count("cfg_steps", self.cfg_steps, step.n):
-            return ClassifierFree(self.scale).branches(texts, step)
-        words = texts.cond.spans if self.candidates == "words" else None
+            return ClassifierFree(self.scale).branches(conditions, step)
+        words = conditions.cond.spans if self.candidates == "words" else None
         push_out = scale_strongest(-self.sf_scale, self.argmax, words)
-        return {"cond": Branch(texts.cond), "rest": Branch(texts.cond, push_out)}
+        return {"cond": Branch(conditions.cond), "rest": Branch(conditions.cond, (push_out,))}
 
-    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
-        if "rest" not in eps:
-            return ClassifierFree(self.scale).combine(eps, x_t, step)
-        return eps["cond"] + self.sf_strength * (eps["cond"] - eps["rest"])
+    def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
+        if "rest" not in x_0:
+            return ClassifierFree(self.scale).combine(x_0, x_t, step)
+        return x_0["cond"] + self.sf_strength * (x_0["cond"] - x_0["rest"])

@@ -6,19 +6,25 @@ Letters of shapes: B rows (branches x images), K branches, H heads, P query patc
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from ldm.layers import Conv2d, GroupNorm, Linear, linear
+from ldm import cpu
+from ldm.condition import Condition
+from ldm.layers import Conv2d, GroupNorm, Linear
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where in the U-Net an attention layer stands: its dotted name, "self" or "cross", and its grid of patches."""
+    """A place in the U-Net that edits reach: the dotted name of its layer, its kind, and its grid of patches or cells.
+
+    kind  of an AttentionEdit: "self", "cross"; of a FeatureEdit: "resnet", "transformer" (what leaves such a block),
+          "stream", "skip" (the two that a block on the way up joins, named after that block)
+    """
 
     name: str
     kind: str
@@ -35,33 +41,79 @@ class AttentionEdit:
     """A function of the attention weights of one branch, and the sites where it acts.
 
     `function(weights, site)` receives the post-softmax weights [B/K, H, P, L] in float32 and returns weights of the
-    same shape; rows need not sum to one. Token spans that it needs are arguments of whoever builds it (see `Text`).
-    At sites where `where` is false, and in branches without an edit, the fused attention runs.
+    same shape, new ones or these, written into; rows need not sum to one. Token spans that it needs are arguments of
+    whoever builds it (see `Condition`). At sites where `where` is false, and in branches without an edit, the fused
+    attention runs.
+    observes  the function only looks, and what it returns is ignored: the fused attention's result is kept
+    """
+
+    function: Callable[[Tensor, Site], Tensor | None]
+    where: Callable[[Site], bool] = is_cross
+    observes: bool = False
+
+
+@dataclass(frozen=True)
+class FeatureEdit:
+    """A function of the hidden states of one branch at block exits and skip joins, and the sites where it acts.
+
+    `function(features, site)` receives features [B/K, C, h, w] in the network's dtype and returns as many.
     """
 
     function: Callable[[Tensor, Site], Tensor]
-    where: Callable[[Site], bool] = is_cross
+    where: Callable[[Site], bool]
 
 
-Edits = Sequence[AttentionEdit | None]  # one per branch, in the order of the rows; empty: no edit anywhere
+Edit = AttentionEdit | FeatureEdit
+Edits = Sequence[Sequence[Edit]]  # those of each branch, in the order of the rows; () where no branch has any
+AttentionEdits = Sequence[Sequence[AttentionEdit]]  # the same, sorted by what they act on
+FeatureEdits = Sequence[Sequence[FeatureEdit]]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, site: Site, edits: Edits) -> Tensor:
+def edits_of(kind: type, edits: Edits) -> Sequence[Sequence[Any]]:
+    """The edits of one kind, branch by branch; () if there is none."""
+    found = [[edit for edit in branch if isinstance(edit, kind)] for branch in edits]
+    return found if any(found) else ()
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, site: Site, edits: AttentionEdits) -> Tensor:
     """Attention [B, H, P, c] of queries [B, H, P, c] over keys and values [B, H, L, c], with the edits applied."""
-    active = [edit if edit is not None and edit.where(site) else None for edit in edits]
+    active = [[edit for edit in branch if edit.where(site)] for branch in edits]
     if not any(active):
         return F.scaled_dot_product_attention(q, k, v)
     out = []
-    for edit, q_k, k_k, v_k in zip(active, *(x.chunk(len(active)) for x in (q, k, v)), strict=True):
-        if edit is None:
+    for branch, q_k, k_k, v_k in zip(active, *(x.chunk(len(active)) for x in (q, k, v)), strict=True):
+        weights = edited(q_k, k_k, site, branch) if branch else None
+        if weights is None or all(edit.observes for edit in branch):
             out.append(F.scaled_dot_product_attention(q_k, k_k, v_k))
         else:
-            scores = q_k.float() @ k_k.float().mT * q.shape[-1] ** -0.5
-            weights = scores.softmax(dim=-1)  # [B/K, H, P, L]
-            edited = edit.function(weights, site)
-            seen_only = edited is weights  # a probe: what it looks at is computed as without it, to the last bit
-            out.append(F.scaled_dot_product_attention(q_k, k_k, v_k) if seen_only else edited.to(v.dtype) @ v_k)
+            out.append(weights.to(v.dtype) @ v_k)
     return torch.cat(out)
+
+
+def edited(q: Tensor, k: Tensor, site: Site, edits: Sequence[AttentionEdit]) -> Tensor:
+    """One branch's attention weights [B, H, P, L] in float32 after its edits, each seeing what those before it left."""
+    weights = (q.float() @ k.float().mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+    for edit in edits:
+        if edit.observes:
+            edit.function(weights.clone() if len(edits) > 1 else weights, site)  # a later edit may write in place
+            continue
+        changed = edit.function(weights, site)
+        assert changed is not None, f"the edit at {site.name} returned no weights"
+        weights = changed
+    return weights
+
+
+def edit_features(h: Tensor, name: str, kind: str, edits: FeatureEdits) -> Tensor:
+    """Features [B, C, h, w] after the feature edits of each branch that act at this site."""
+    if not edits:
+        return h
+    site = Site(name, kind, h.shape[2], h.shape[3])
+    parts = list(h.chunk(len(edits)))
+    for i, branch in enumerate(edits):
+        for edit in branch:
+            if edit.where(site):
+                parts[i] = edit.function(parts[i], site)
+    return torch.cat(parts)
 
 
 def split(x: Tensor, heads: int) -> Tensor:
@@ -69,35 +121,42 @@ def split(x: Tensor, heads: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head attention of patches [B, P, C] over themselves, or over a text [B, L, text_width]."""
+    """Multi-head attention of patches [B, P, C] over themselves, or over a condition's tokens [B, L, text_width]."""
 
     def __init__(self, channels: int, heads: int, text_width: int | None = None):
         super().__init__()
         self.heads = heads
         self.kind = "self" if text_width is None else "cross"
         self.name = ""  # the U-Net fills it in
-        self.read = WeakTensorKeyDictionary()  # texts: see keys_and_values
         source = channels if text_width is None else text_width
         self.to_q = Linear(channels, channels, bias=False)
         self.to_k = Linear(source, channels, bias=False)
         self.to_v = Linear(source, channels, bias=False)
         self.to_out = Linear(channels, channels)
 
-    def forward(self, x: Tensor, source: Tensor, size: tuple[int, int], edits: Edits) -> Tensor:
-        k, v = self.keys_and_values(source)
+    def forward(self, x: Tensor, condition: Condition, size: tuple[int, int], edits: AttentionEdits) -> Tensor:
+        k, v = self.keys_and_values(x) if self.kind == "self" else self.of_tokens(condition)
         h = attend(split(self.to_q(x), self.heads), k, v, Site(self.name, self.kind, *size), edits)
         return self.to_out(rearrange(h, "B H P c -> B P (H c)"))
 
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Both [B, H, L, c]. A text's are kept while that tensor lives, unwritten: sampling shows it in every step."""
-        learns = source.requires_grad or self.to_k.weight.requires_grad
-        if self.kind == "self" or learns or torch.compiler.is_compiling():
-            return split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
-        state = [0 if x.is_inference() else x._version for x in (source, self.to_k.weight, self.to_v.weight)]
-        state.append(torch.is_inference_mode_enabled())  # whose tensors no gradient may meet
-        if source not in self.read or self.read[source][0] != state:
-            self.read[source] = state, split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
-        return self.read[source][1:]
+        """Both [B, H, L, c]."""
+        return split(self.to_k(source), self.heads), split(self.to_v(source), self.heads)
+
+    def of_tokens(self, condition: Condition) -> tuple[Tensor, Tensor]:
+        """Keys and values of the condition's tokens, which sampling shows in every step: kept there, if it keeps any.
+
+        Never while something learns: a gradient wants a graph of its own.
+        """
+        tokens, kept = condition.tokens, condition.kept
+        assert tokens is not None, "a network with cross-attention needs tokens"
+        if kept is None or torch.compiler.is_compiling():
+            return self.keys_and_values(tokens)
+        if torch.is_grad_enabled() and (tokens.requires_grad or any(p.requires_grad for p in self.parameters())):
+            return self.keys_and_values(tokens)
+        if self not in kept:
+            kept[self] = self.keys_and_values(tokens)
+        return kept[self]
 
 
 class GEGLU(nn.Module):
@@ -114,7 +173,7 @@ class GEGLU(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    def __init__(self, channels: int, heads: int, text_width: int):
+    def __init__(self, channels: int, heads: int, text_width: int | None):
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
         self.attn1 = Attention(channels, heads)
@@ -123,31 +182,30 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(channels)
         self.ff = GEGLU(channels)
 
-    def forward(self, x: Tensor, text: Tensor, size: tuple[int, int], edits: Edits) -> Tensor:
-        h = self.norm1(x)
-        x = x + self.attn1(h, h, size, edits)
-        x = x + self.attn2(self.norm2(x), text, size, edits)
+    def forward(self, x: Tensor, condition: Condition, size: tuple[int, int], edits: AttentionEdits) -> Tensor:
+        x = x + self.attn1(self.norm1(x), condition, size, edits)
+        x = x + self.attn2(self.norm2(x), condition, size, edits)
         return x + self.ff(self.norm3(x))
 
 
 class SpatialTransformer(nn.Module):
-    """Residual transformer over the patches of a feature map [B, C, h, w], told the text [B, L, text_width]."""
+    """Residual transformer over the patches of a feature map [B, C, h, w], told the condition's tokens."""
 
-    def __init__(self, channels: int, heads: int, text_width: int, linear_projection: bool, norm_groups: int):
+    def __init__(self, channels: int, heads: int, text_width: int | None, linear_projection: bool, norm_groups: int):
         super().__init__()
         self.norm = GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = Linear(channels, channels) if linear_projection else Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, text_width)])
         self.proj_out = Linear(channels, channels) if linear_projection else Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, text: Tensor, edits: Edits) -> Tensor:
+    def forward(self, x: Tensor, condition: Condition, edits: AttentionEdits) -> Tensor:
         size = (x.shape[2], x.shape[3])
         h = project(self.proj_in, rearrange(self.norm(x), "B C h w -> B (h w) C"))
         for block in self.transformer_blocks:
-            h = block(h, text, size, edits)
+            h = block(h, condition, size, edits)
         return x + rearrange(project(self.proj_out, h), "B (h w) C -> B C h w", h=size[0])
 
 
 def project(layer: Linear | Conv2d, h: Tensor) -> Tensor:
     """A linear layer, or a 1x1 convolution, of patches [B, P, C]."""
-    return linear(h, layer.weight.flatten(1), layer.bias)
+    return cpu.linear(h, layer.weight.flatten(1), layer.bias)

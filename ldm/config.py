@@ -13,7 +13,8 @@ class UNetConfig:
     blocks_per_level: int = 2
     attention: tuple[bool, ...] = (True, True, True, False)
     heads: tuple[int, ...] = (8, 8, 8, 8)  # the number of heads: not their width, and not to be read off the weights
-    text_width: int = 768
+    text_width: int | None = 768  # None: no text, the transformers attend to their own patches twice
+    vector_width: int = 0  # of a vector added to the time embedding; 0: none
     linear_projection: bool = False  # projections around a transformer: linear (SD 2) or 1x1 convolutions (SD 1)
     norm_groups: int = 32
 
@@ -49,10 +50,12 @@ class ScheduleConfig:
     """The numbers of the noise schedule the network was trained with; samplers.Schedule turns them into tensors."""
 
     num_timesteps: int = 1000
-    kind: str = "scaled_linear"  # or "linear", "cosine"
+    kind: str = "scaled_linear"  # or "linear", "cosine"; or "flow", a rectified flow, which has a shift and no betas
     beta_start: float = 0.00085
     beta_end: float = 0.012
-    prediction: str = "eps"  # or "v", "x0"; "" where a file does not say
+    zero_terminal_snr: bool = False  # betas rescaled so that alpha_bar is 0 at the last timestep
+    shift: float = 1.0  # of a flow: s becomes shift s / (1 + (shift - 1) s)
+    prediction: str = "eps"  # or "v", "x0", "flow"; "" where a file does not say
     spacing: str = "leading"  # or "trailing", "linspace"
     steps_offset: int = 1  # added to leading timesteps
     ends_clean: bool = False  # the last DDIM step ends at alpha_bar 1 and not at alpha_bar[0] (set_alpha_to_one)

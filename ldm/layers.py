@@ -1,57 +1,29 @@
-"""The layers that all three networks are made of. Weights, names and results are those of torch.nn; on a CPU without
-gradients they take the kernels that experiments/benchmark/NOTES.md found faster.
+"""The layers that all networks are made of: torch.nn's, in weights, names and results, by the kernels of ldm/cpu.py.
 
 Letters of shapes: B rows, C channels, h x w a grid of cells.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-FEW_ROWS = 16  # of a float32 product, up to which oneDNN's overhead is longer than its gain
-FEW_CELLS = 0.2  # of all rows, per output channel, up to which a convolution is faster as one matrix product
-TORCH_SMALL = 1024  # cells, below which torch norms a channels-last grid by another kernel
-
-
-def plain_cpu(x: Tensor, weight: Tensor) -> bool:
-    """Whether a CPU works on these tensors, of one dtype, without gradients, uncompiled (a compiler knows better)."""
-    tracked = x.requires_grad or weight.requires_grad or torch.compiler.is_compiling()
-    return x.device.type == "cpu" and x.dtype == weight.dtype and not tracked
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias; on a CPU straight by oneDNN, where torch takes MKL (slow on AMD's) or a longer way there."""
-    few = x.dtype == torch.float32 and x.numel() <= FEW_ROWS * x.shape[-1]
-    if ONEDNN and not few and x.dtype != torch.float16 and plain_cpu(x, weight):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+from ldm import cpu
 
 
 class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return cpu.linear(x, self.weight, self.bias)
 
 
 class Conv2d(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
-        """On a CPU one product of patches and weights, for 1x1 kernels and where the grid is small: torch lays the
-        weights out anew in every call, which there takes longer than the arithmetic."""
-        k, s, p = self.kernel_size[0], self.stride[0], int(self.padding[0])
-        many = x.numel() / s**2 > FEW_CELLS * self.weight.shape[:2].numel()
-        if (k > 1 and many) or not plain_cpu(x, self.weight):
-            return super().forward(x)
-        patches = (F.pad(x, (p, p, p, p)) if p else x).unfold(2, k, s).unfold(3, k, s)
-        patches = patches.permute(0, 2, 3, 4, 5, 1).flatten(3)  # [B, h, w, k k C], a view where k is 1
-        return linear(patches, self.weight.permute(0, 2, 3, 1).flatten(1), self.bias).permute(0, 3, 1, 2)
+        out = cpu.conv2d(self, x)
+        return super().forward(x) if out is None else out
 
 
 class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
-        """On a CPU in float32 where the grid is small: there torch's channels-last kernel for 16 bits is far slower."""
-        if x.dtype == torch.float32 or x.shape[2:].numel() >= TORCH_SMALL or not plain_cpu(x, self.weight):
-            return super().forward(x)
-        return F.group_norm(x.float(), self.num_groups, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+        out = cpu.group_norm(self, x)
+        return super().forward(x) if out is None else out
 
 
 class Embedding(nn.Embedding):

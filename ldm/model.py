@@ -1,16 +1,16 @@
 """A latent diffusion model as one value."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ldm import checkpoint
 from ldm.autoencoder import Autoencoder
+from ldm.condition import Condition, Conditions, no_noise
 from ldm.config import ModelConfig
-from ldm.text import Text, TextEncoder, Texts, Tokenizer
+from ldm.text import TextEncoder, Tokenizer
 from ldm.unet import UNet
 
 DECODED_CELLS = 4 * 64 * 64  # of latents decoded at once: four pictures of 512 px
@@ -33,20 +33,36 @@ class LatentDiffusion:
     def device(self) -> torch.device:
         return self.unet.conv_in.weight.device
 
-    @torch.inference_mode()
-    def encode_text(self, prompts: list[str]) -> Text:
-        """The U-Net's condition for each prompt, cut to 77 tokens."""
-        tokens = self.tokenizer(prompts)
-        return Text(self.text_encoder(tokens.ids.to(self.device)), tokens.spans)
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the networks' weights."""
+        return self.unet.conv_in.weight.dtype
 
-    def texts(self, prompts: list[str], negative: list[str] | None = None) -> Texts:
-        """What a guidance draws on, for a batch of images with these prompts; negative prompts are empty by default."""
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """The U-Net's condition of each prompt, cut to 77 tokens."""
+        tokens = self.tokenizer(list(prompts))
+        return Condition(self.text_encoder(tokens.ids.to(self.device)), spans=tokens.spans)
+
+    def conditions(
+        self,
+        prompts: Sequence[str],
+        negative: Sequence[str] | None = None,
+        noise: Callable[[str, tuple[int, ...]], Tensor] = no_noise,
+    ) -> Conditions:
+        """What a guidance draws on, for a batch of images with these prompts.
+
+        negative  negative prompts, one per image; empty by default
+        noise     the images' own streams, for guidances that draw: samplers.KeyedNoise(seeds)
+        """
 
         @lru_cache
-        def for_all(prompt: str) -> Text:
-            return self.encode_text([prompt] * len(prompts))
+        def encoded(texts: tuple[str, ...]) -> Condition:
+            return self.condition(texts)
 
-        return Texts(self.encode_text(prompts), self.encode_text(negative or [""] * len(prompts)), for_all)
+        def encode(texts: str | Sequence[str]) -> Condition:
+            return encoded((texts,) * len(prompts) if isinstance(texts, str) else tuple(texts))
+
+        return Conditions(encode(prompts), encode(negative or [""] * len(prompts)), encode, noise)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of an image; its sides must be multiples of `config.size_multiple` pixels.
@@ -59,36 +75,8 @@ class LatentDiffusion:
         down = self.config.downscale
         return self.config.autoencoder.latent_channels, height // down, width // down
 
-    @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] of latents [B, C, h, w]; in slices, for a large batch takes much memory."""
-        slices, dtype = latents.split(max(DECODED_CELLS // latents[0, 0].numel(), 1)), self.unet.conv_in.weight.dtype
-        image = torch.cat([self.autoencoder.decode(part.to(dtype)).float() for part in slices])
+        slices = latents.split(max(DECODED_CELLS // latents[0, 0].numel(), 1))
+        image = torch.cat([self.autoencoder.decode(part.to(self.dtype)).float() for part in slices])
         return (image / 2 + 0.5).clamp(0, 1)
-
-
-EMBEDDED = {"emoji": Path(__file__).parent / "weights" / "emoji"}
-
-
-def load_model(
-    source: str | Path = "emoji",
-    *,
-    config: str | Path | None = None,
-    prediction: str | None = None,
-    ema: bool = False,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-) -> LatentDiffusion:
-    """The embedded model "emoji", a checkpoint (single file or diffusers folder), or a hub id "owner/name".
-
-    config      YAML of a single file that is not of a published family: CompVis's, or one of ModelConfig's fields
-    prediction  "eps", "v" or "x0": what the U-Net predicts, whatever a config says; needed for SD 2 single files
-    ema         take a single file's averaged copies of the U-Net's weights
-
-    Raises ValueError or an OSError, in one line, for whatever is not there, damaged, unknown or does not fit.
-    """
-    path = EMBEDDED.get(str(source)) or checkpoint.locate(str(source))
-    networks, model_config = checkpoint.read(
-        path, None if config is None else Path(config), prediction, ema, dtype, torch.device(device)
-    )
-    return LatentDiffusion(*networks, model_config)

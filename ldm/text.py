@@ -5,7 +5,6 @@ Letters of shapes: B prompts, L tokens (77), D width.
 
 import importlib.util
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.attention import split
+from ldm.condition import Span
 from ldm.config import TextEncoderConfig
 from ldm.layers import Embedding, Linear
 
@@ -33,15 +33,6 @@ def open_clip_tokenizer() -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
-
-
-@dataclass(frozen=True)
-class Span:
-    """A word of a prompt, lower-cased, and its tokens: positions start .. stop - 1 among the 77."""
-
-    word: str
-    start: int
-    stop: int
 
 
 @dataclass(frozen=True)
@@ -81,26 +72,6 @@ class Tokenizer:
         kept += [self.pad_id] * (self.context - len(kept))
         fits = tuple(word for word in words if word.stop <= room + 1)
         return kept, fits, self.bpe.decode(tokens[room:]).strip()
-
-
-@dataclass(frozen=True)
-class Text:
-    """The U-Net's condition: embedding [B, L, D], read once and so never to be written into, and the words' spans."""
-
-    embedding: Tensor
-    spans: tuple[tuple[Span, ...], ...] = ()
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What a guidance may draw on: the prompts, the negative prompts (empty ones if none are given), any other prompt.
-
-    `encode(prompt)` gives one prompt to every row of the batch, like a stage's in multistage guidance.
-    """
-
-    cond: Text
-    negative: Text
-    encode: Callable[[str], Text]
 
 
 class EncoderLayer(nn.Module):

@@ -1,16 +1,28 @@
 """The latent U-Net of Stable Diffusion (Rombach et al. 2022).
 
 Letters of shapes: B rows, C channels, h x w the latent grid, L text tokens.
-Parameter names are those of a diffusers folder, but for the few that ldm/checkpoint.py lists.
+Parameter names are those of a diffusers folder, but for the few that ldm/files/names.py lists.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.attention import Attention, Edits, SpatialTransformer
+from ldm.attention import (
+    Attention,
+    AttentionEdit,
+    AttentionEdits,
+    Edits,
+    FeatureEdit,
+    FeatureEdits,
+    SpatialTransformer,
+    edit_features,
+    edits_of,
+)
+from ldm.condition import Condition
 from ldm.config import UNetConfig
 from ldm.layers import Conv2d, GroupNorm, Linear, ResBlock
 
@@ -34,52 +46,76 @@ class TimeEmbedding(nn.Module):
 class NoAttention(nn.Module):
     """Stands where a level has no spatial transformer."""
 
-    def forward(self, x: Tensor, text: Tensor, edits: Edits) -> Tensor:
+    def forward(self, x: Tensor, condition: Condition, edits: AttentionEdits) -> Tensor:
         return x
 
 
-class DownLevel(nn.Module):
-    """Blocks at one resolution on the way down; returns the output of each, and of the downsampling at their end."""
+class Block(nn.Module):
+    """Residual blocks at one resolution, each with a spatial transformer or none, whose features edits reach."""
 
-    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], downsample: nn.Module | None):
+    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module]):
         super().__init__()
+        self.name = ""  # the U-Net fills it in
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
+
+    def run(self, j: int, x: Tensor, time: Tensor, condition: Condition, edits: "Both") -> Tensor:
+        """Its j-th residual block and transformer."""
+        x = edit_features(self.resnets[j](x, time), f"{self.name}.resnets.{j}", "resnet", edits.features)
+        if isinstance(self.attentions[j], NoAttention):
+            return x
+        x = self.attentions[j](x, condition, edits.attention)
+        return edit_features(x, f"{self.name}.attentions.{j}", "transformer", edits.features)
+
+
+class DownLevel(Block):
+    """On the way down; returns the output of each block, and of the downsampling at their end."""
+
+    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], downsample: nn.Module | None):
+        super().__init__(resnets, attentions)
         self.downsample = downsample
 
-    def forward(self, x: Tensor, time: Tensor, text: Tensor, edits: Edits) -> list[Tensor]:
+    def forward(self, x: Tensor, time: Tensor, condition: Condition, edits: "Both") -> list[Tensor]:
         out = []
-        for resnet, attention in zip(self.resnets, self.attentions, strict=True):
-            x = attention(resnet(x, time), text, edits)
+        for j in range(len(self.resnets)):
+            x = self.run(j, x, time, condition, edits)
             out.append(x)
         if self.downsample is not None:
             out.append(self.downsample(x))
         return out
 
 
-class UpLevel(nn.Module):
-    """Blocks at one resolution on the way up, each fed one of the features that the way down left."""
+class UpLevel(Block):
+    """On the way up; each block is fed one of the features that the way down left."""
 
     def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], upsample: nn.Module | None):
-        super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        self.attentions = nn.ModuleList(attentions)
+        super().__init__(resnets, attentions)
         self.upsample = upsample
 
-    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, text: Tensor, edits: Edits) -> Tensor:
-        for resnet, attention, skip in zip(self.resnets, self.attentions, skips, strict=True):
-            x = attention(resnet(torch.cat([x, skip], dim=1), time), text, edits)
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, condition: Condition, edits: "Both") -> Tensor:
+        for j, skip in enumerate(skips):
+            x = edit_features(x, f"{self.name}.resnets.{j}", "stream", edits.features)
+            skip = edit_features(skip, f"{self.name}.resnets.{j}", "skip", edits.features)
+            x = self.run(j, torch.cat([x, skip], dim=1), time, condition, edits)
         return x if self.upsample is None else self.upsample(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-class UNet(nn.Module):
-    """eps, v or x0 (as it was trained) of a noisy latent under a text.
+class Both(NamedTuple):
+    """A forward's edits, by what they act on."""
 
-    forward(x_t, t, text, edits) -> [B, out_channels, h, w]
-      x_t   [B, in_channels, h, w], h and w multiples of 2 ** (levels - 1)
-      t     timestep, 0 .. num_timesteps - 1: an int, or one per row [B]
-      text  [B, L, text_width]
-      edits one AttentionEdit or None per branch, the rows being split evenly over them in order; () for none
+    attention: AttentionEdits
+    features: FeatureEdits
+
+
+class UNet(nn.Module):
+    """eps, v, x0 or flow (as it was trained) of a noisy latent under a condition.
+
+    forward(x_t, t, condition, edits) -> [B, out_channels, h, w], in the weights' dtype
+      x_t        [B, C, h, w], in any dtype; h and w multiples of 2 ** (levels - 1)
+      t          0 .. num_timesteps - 1, fractional too: a number, or one per row [B]
+      condition  tokens [B, L, text_width] for cross-attention; vector [B, vector_width], added to the time embedding;
+                 channels [B, in_channels - C, h, w], concatenated to x_t
+      edits      the edits of each branch, the rows being split evenly over branches in order; () for none
     """
 
     def __init__(self, config: UNetConfig):
@@ -100,6 +136,10 @@ class UNet(nn.Module):
             return [transformer(i) if config.attention[i] else NoAttention() for _ in range(count)]
 
         self.time_embedding = TimeEmbedding(c[0], time_width)
+        if config.vector_width:
+            self.add_embedding = nn.ModuleDict(
+                {"linear_1": Linear(config.vector_width, time_width), "linear_2": Linear(time_width, time_width)}
+            )
         self.conv_in = Conv2d(config.in_channels, c[0], 3, padding=1)
 
         width, skips = c[0], [c[0]]  # channels of the stream, and of what it leaves for the way up
@@ -125,15 +165,25 @@ class UNet(nn.Module):
         self.conv_out = Conv2d(c[0], config.out_channels, 3, padding=1)
 
         for name, module in self.named_modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Attention | Block):
                 module.name = name
 
-    def forward(self, x_t: Tensor, t: int | Tensor, text: Tensor, edits: Edits = ()) -> Tensor:
-        time = F.silu(self.time_embedding(torch.as_tensor(t, device=x_t.device).reshape(-1)))
-        skips = [self.conv_in(x_t)]
+    def forward(self, x_t: Tensor, t: float | Tensor, condition: Condition, edits: Edits = ()) -> Tensor:
+        both = Both(edits_of(AttentionEdit, edits), edits_of(FeatureEdit, edits))
+        time = F.silu(self.embedded(torch.as_tensor(t, device=x_t.device).reshape(-1), condition.vector))
+        x = x_t if condition.channels is None else torch.cat([x_t, condition.channels], dim=1)
+        skips = [self.conv_in(x.to(self.conv_in.weight.dtype))]
         for level in self.down_blocks:
-            skips += level(skips[-1], time, text, edits)
-        h = self.mid_block(skips[-1], time, text, edits)[-1]
+            skips += level(skips[-1], time, condition, both)
+        h = self.mid_block(skips[-1], time, condition, both)[-1]
         for level in self.up_blocks:
-            h = level(h, [skips.pop() for _ in range(self.blocks_up)], time, text, edits)
+            h = level(h, [skips.pop() for _ in range(self.blocks_up)], time, condition, both)
         return self.conv_out(F.silu(self.conv_norm_out(h)))
+
+    def embedded(self, t: Tensor, vector: Tensor | None) -> Tensor:
+        """The time embedding [B or 1, time_width], with the condition's vector added."""
+        time = self.time_embedding(t)
+        if vector is None:
+            return time
+        h = self.add_embedding["linear_1"](vector.to(time.dtype))
+        return time + self.add_embedding["linear_2"](F.silu(h))

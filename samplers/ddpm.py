@@ -1,37 +1,33 @@
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from math import sqrt
 
 from torch import Tensor
 
-from samplers.schedule import Step
+from samplers.predict import Denoise
+from samplers.schedule import Noise, Step
 
 
 def ddpm(
-    denoise: Callable[[Tensor, Step], Tensor],
-    x_T: Tensor,
-    steps: Sequence[Step],
-    alpha_bar: Tensor,
-    noise: Callable[[], Tensor],
-    final: float = 1.0,
+    denoise: Denoise, x_T: Tensor, steps: Sequence[Step], noise: Noise | None = None
 ) -> Iterator[tuple[Step, Tensor, Tensor]]:
-    """Ancestral sampling (Ho et al. 2020, algorithm 2) over any steps t -> s, with the smaller of the paper's two
-    variances, that of the posterior. Yields (step, x_t, x_0) after every step.
+    """Ancestral sampling (Ho et al. 2020, algorithm 2) over any steps, with the smaller of the paper's two variances,
+    that of the posterior q(x_s | x_t, x_0). Yields (step, x_t, x_0) after each step.
 
-    denoise(x_t, step) -> eps [B, C, h, w], guidance included
-    x_T        [B, C, h, w], standard normal
-    alpha_bar  [T] in float64
-    noise      () -> standard normal [B, C, h, w]; called only in steps that add noise
-    final      alpha_bar at the end of the last step; 1: no noise is left
+    denoise(x_t, step) -> (x_0, eps) [B, ...], guidance included
+    x_T    [B, ...], standard normal
+    noise  () -> standard normal [B, ...]; called only in steps that add noise
+    Raises ValueError without noise.
     """
-    end = alpha_bar.new_tensor(final)
+    if noise is None:
+        raise ValueError("ddpm draws noise: give noise=...")
     x_t = x_T
     for step in steps:
-        a_t, a_s = alpha_bar[step.t], end if step.s is None else alpha_bar[step.s]
-        beta = 1 - a_t / a_s
-        sigma = ((1 - a_s) / (1 - a_t) * beta).sqrt()  # eq. 7
-
-        eps = denoise(x_t, step)
-        x_0 = (x_t - (1 - a_t).sqrt() * eps) / a_t.sqrt()  # eq. 15
-        x_t = a_s.sqrt() * beta / (1 - a_t) * x_0 + (1 - beta).sqrt() * (1 - a_s) / (1 - a_t) * x_t  # eq. 7
+        alpha = (step.now.signal / step.to.signal) ** 2
+        beta = step.now.noise**2 - alpha * step.to.noise**2  # 1 - alpha where variance is preserved
+        to_x_0, to_x_t = step.to.signal * beta / step.now.noise**2, sqrt(alpha) * (step.to.noise / step.now.noise) ** 2
+        sigma = sqrt(beta) * step.to.noise / step.now.noise  # eq. 7
+        x_0, eps = denoise(x_t, step)
+        x_t = to_x_0 * x_0 + to_x_t * step.now.x_t(x_0, eps)  # eq. 7
         if sigma > 0:
             x_t = x_t + sigma * noise()
         yield step, x_t, x_0

@@ -1,39 +1,31 @@
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from samplers.schedule import Step
+from samplers.predict import Denoise
+from samplers.schedule import Noise, Step
 
 
 def dpmpp_2m(
-    denoise: Callable[[Tensor, Step], Tensor],
-    x_T: Tensor,
-    steps: Sequence[Step],
-    alpha_bar: Tensor,
-    noise: Callable[[], Tensor] | None = None,
-    final: float = 1.0,
+    denoise: Denoise, x_T: Tensor, steps: Sequence[Step], noise: Noise | None = None
 ) -> Iterator[tuple[Step, Tensor, Tensor]]:
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): DDIM with a second-order x_0, hence fewer steps
-    for the same picture. Yields (step, x_t, x_0) after every step.
+    for the same picture. Yields (step, x_t, x_0) after each step.
 
-    denoise(x_t, step) -> eps [B, C, h, w], guidance included
-    x_T        [B, C, h, w], standard normal
-    alpha_bar  [T] in float64
-    noise      never called: the solver is deterministic
-    final      alpha_bar at the end of the last step; 1: no noise is left. That step is of first order.
+    denoise(x_t, step) -> (x_0, eps) [B, ...], guidance included
+    x_T    [B, ...], standard normal
+    noise  never called: the solver is deterministic
+    The first step, a step from a level without signal, and the last are of first order, that is, DDIM's.
     """
-    end = alpha_bar.new_tensor(final)
     x_t, before = x_T, None
     for step in steps:
-        a_t, a_s = alpha_bar[step.t], end if step.s is None else alpha_bar[step.s]
-        h = ((a_s / (1 - a_s)) / (a_t / (1 - a_t))).log() / 2  # lambda_s - lambda_t, lambda = log(sqrt(a) / sigma)
-
-        eps = denoise(x_t, step)
-        x_0 = (x_t - (1 - a_t).sqrt() * eps) / a_t.sqrt()
+        h = (step.to.log_snr - step.now.log_snr) / 2  # lambda_s - lambda_t, lambda = log(signal / noise)
+        x_0, eps = denoise(x_t, step)
         D = x_0
-        if before is not None and step.s is not None:
+        if before is not None and step.i < step.n - 1:
             x_0_before, h_before = before
             D = x_0 + (x_0 - x_0_before) * h / (2 * h_before)
-        x_t = ((1 - a_s) / (1 - a_t)).sqrt() * x_t - a_s.sqrt() * (-h).expm1() * D
-        before = x_0, h
+        # (sigma_s / sigma_t) x_t - signal_s (exp(-h) - 1) D of the paper, with x_t = signal_t x_0 + noise_t eps
+        x_t = step.to.noise * eps + step.to.signal * D + step.to.noise / step.now.sigma * (x_0 - D)
+        before = (x_0, h) if step.now.signal else None
         yield step, x_t, x_0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import Outcome, tiny_model
 
-from ldm.checkpoint import write_folder
+from ldm.files.writing import write_folder
 
 
 @pytest.fixture(scope="session")

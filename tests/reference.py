@@ -7,13 +7,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm import LatentDiffusion, names
+from ldm import LatentDiffusion
 from ldm.autoencoder import Autoencoder
 from ldm.config import AutoencoderConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
-from ldm.config_files import to_diffusers
+from ldm.files import names
+from ldm.files.config_files import to_diffusers
 from ldm.text import TextEncoder
 from ldm.unet import UNet
 
@@ -32,6 +34,12 @@ TINY_SD2 = ModelConfig(
     schedule=ScheduleConfig(prediction="v"),
     image_size=32,
 )
+
+# Stable Diffusion's schedule, as diffusers' schedulers are told of it, and in float64: their own is float32, where
+# 1 - alpha_bar at the last timestep is off by 3e-5
+SCHEDULER = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+DIFFUSERS_PREDICTION = {"eps": "epsilon", "v": "v_prediction", "x0": "sample", "flow": "flow_prediction"}
+ALPHA_BAR = np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2)
 
 
 @lru_cache

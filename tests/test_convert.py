@@ -1,188 +1,20 @@
-"""What is written: whole or not at all, the same when read back, and loaded by diffusers with the same outputs."""
+"""The verb convert: there and back, and what it refuses."""
 
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from reference import TINY_SD1, TINY_SD2, relative, same_weights, tiny_model, write_diffusers_folder
+from reference import TINY_SD1, TINY_SD2, same_weights, tiny_model, write_diffusers_folder
 
 import experiments.convert
 import experiments.run.cli
-from ldm import LatentDiffusion, checkpoint, load_model
-from ldm.text import open_clip_tokenizer
+from ldm import load_model
+from ldm.files.writing import write_folder
 
 TINY = {"sd1": TINY_SD1, "sd2": TINY_SD2}
-PROMPTS = ["a dragon, ink (1920s), café's 42nd", "", "word " * 90]
-
-
-@pytest.fixture(scope="module", params=TINY)
-def model(request: pytest.FixtureRequest) -> LatentDiffusion:
-    return tiny_model(TINY[request.param])
-
-
-@pytest.fixture(scope="module")
-def folder(model: LatentDiffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("written") / "folder"
-    checkpoint.write_folder(model, path, max_shard_bytes=300_000)
-    return path
-
-
-def test_folder_round_trip(model: LatentDiffusion, folder: Path) -> None:
-    loaded = load_model(folder)
-    assert loaded.config == model.config
-    assert same_weights(loaded, model)
-
-
-def test_shards_and_index(folder: Path) -> None:
-    for part, stem in checkpoint.STEMS.items():
-        index = json.loads((folder / part / f"{stem}.safetensors.index.json").read_text())
-        shards = sorted(set(index["weight_map"].values()))
-        assert shards == sorted(path.name for path in (folder / part).glob("*.safetensors")) and len(shards) > 1
-        total = 0
-        for shard in shards:
-            tensors = safetensors.torch.load_file(folder / part / shard)
-            assert tensors.keys() == {key for key, file in index["weight_map"].items() if file == shard}
-            sizes = [value.nbytes for value in tensors.values()]
-            assert sum(sizes) <= 300_000 or len(sizes) == 1
-            total += sum(sizes)
-        assert total == index["metadata"]["total_size"]
-
-
-def test_same_bytes_every_time(model: LatentDiffusion, folder: Path, tmp_path: Path) -> None:
-    checkpoint.write_folder(model, tmp_path / "again", max_shard_bytes=300_000)
-    files = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    assert files == sorted(p.relative_to(tmp_path / "again") for p in (tmp_path / "again").rglob("*") if p.is_file())
-    assert all((folder / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
-
-
-def test_pipeline_of_diffusers_loads_the_folder(model: LatentDiffusion, folder: Path) -> None:
-    from diffusers import StableDiffusionPipeline
-
-    pipe = StableDiffusionPipeline.from_pretrained(folder)
-    assert (pipe.scheduler.config.prediction_type == "v_prediction") == (model.config.schedule.prediction == "v")
-    assert_equal_networks(model, pipe)
-    theirs = pipe.tokenizer(PROMPTS, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    assert torch.equal(theirs, model.tokenizer(PROMPTS).ids)
-    image = pipe("a cat", num_inference_steps=2, height=32, width=32, output_type="np").images
-    assert image.shape == (1, 32, 32, 3)
-
-
-def test_inpainting_models_are_written_as_such(tmp_path: Path) -> None:
-    from diffusers import StableDiffusionInpaintPipeline
-
-    config = replace(TINY_SD1, unet=replace(TINY_SD1.unet, in_channels=9))
-    checkpoint.write_folder(tiny_model(config), tmp_path / "a")
-    index = json.loads((tmp_path / "a" / "model_index.json").read_text())
-    assert index["_class_name"] == StableDiffusionInpaintPipeline.__name__
-    assert load_model(tmp_path / "a").config == config
-
-
-def assert_equal_networks(model: LatentDiffusion, pipe: object) -> None:
-    x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32)
-    ids = model.tokenizer(PROMPTS).ids
-    with torch.no_grad():
-        assert relative(model.unet(x, 321, text), pipe.unet(x, 321, text).sample) < 1e-5
-        assert relative(model.text_encoder(ids), pipe.text_encoder(ids)[0]) < 1e-5
-        theirs = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
-        assert relative(model.autoencoder.decode(x), theirs) < 1e-5
-
-
-def test_single_file_of_diffusers(model: LatentDiffusion, folder: Path, tmp_path: Path) -> None:
-    """from_single_file takes configs from a folder; the weights must come from the file alone."""
-    from diffusers import StableDiffusionPipeline
-
-    other = tiny_model(model.config, seed=5)
-    checkpoint.write_file(other, tmp_path / "other.safetensors")
-    pipe = StableDiffusionPipeline.from_single_file(
-        tmp_path / "other.safetensors", config=str(folder), local_files_only=True
-    )
-    assert_equal_networks(other, pipe)
-
-
-def test_every_tensor_survives_the_single_file(model: LatentDiffusion, tmp_path: Path) -> None:
-    checkpoint.write_file(model, tmp_path / "a.safetensors")
-    state = safetensors.torch.load_file(tmp_path / "a.safetensors")
-    assert state["first_stage_model.decoder.mid.attn_1.q.weight"].ndim == 4
-    blocks = {key.split(".resblocks.")[1].split(".")[0] for key in state if ".resblocks." in key}
-    assert len(blocks) == (model.config.text.layers + 1 if model.config.text.activation == "gelu" else 0)
-
-
-def test_tokenizer_files_hold_the_whole_vocabulary(folder: Path) -> None:
-    bpe = open_clip_tokenizer()._tokenizer
-    vocab = json.loads((folder / "tokenizer" / "vocab.json").read_text())
-    assert sorted(vocab.values()) == list(range(49408))
-    assert {**vocab} | {"<start_of_text>": 49406, "<end_of_text>": 49407} == {
-        **bpe.encoder,
-        "<|startoftext|>": 49406,
-        "<|endoftext|>": 49407,
-    }
-
-
-# --- all or nothing ---------------------------------------------------------------------------------------------------
-
-
-def test_nothing_is_overwritten(model: LatentDiffusion, tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a.safetensors").write_text("mine")
-    with pytest.raises(FileExistsError, match="a: exists already and is not overwritten"):
-        checkpoint.write_folder(model, tmp_path / "a")
-    with pytest.raises(FileExistsError, match="a.safetensors: exists already and is not overwritten"):
-        checkpoint.write_file(model, tmp_path / "a.safetensors")
-    assert (tmp_path / "a.safetensors").read_text() == "mine" and not list((tmp_path / "a").iterdir())
-
-
-@pytest.mark.parametrize("kind", ["folder", "file"])
-def test_failing_leaves_nothing(
-    kind: str, model: LatentDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = safetensors.torch.save_file
-
-    def full(tensors: dict, path: Path, metadata: dict) -> None:
-        real(tensors, path, metadata)
-        raise OSError(28, "No space left on device")
-
-    for module in (checkpoint, safetensors.torch):
-        monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(OSError, match="No space left on device"):
-        (checkpoint.write_folder if kind == "folder" else checkpoint.write_file)(model, tmp_path / "out")
-    assert not list(tmp_path.iterdir())
-
-
-WRITE_LIMITED = """
-import resource, sys
-from pathlib import Path
-from ldm import checkpoint, load_model
-model = load_model(sys.argv[1])
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-try:
-    checkpoint.write_file(model, Path(sys.argv[2]))
-except OSError as error:
-    print("one line:", str(error).count(chr(10)) == 0, error)
-"""
-
-
-def test_full_disk(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A limit on the size of files stands for a full disk."""
-    folder = tmp_path_factory.mktemp("full") / "folder"
-    checkpoint.write_folder(tiny_model(), folder)
-    done = subprocess.run(
-        [sys.executable, "-c", WRITE_LIMITED, str(folder), str(tmp_path / "out.safetensors")],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)},
-    )
-    assert "one line: True" in done.stdout, done.stderr
-    assert not list(tmp_path.iterdir())
-
-
-# --- the verb ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -225,7 +57,7 @@ def test_convert_there_and_back(name: str, convert: Convert, tmp_path: Path) -> 
 
 
 def test_convert_to_16_bit_shards(convert: Convert, tmp_path: Path) -> None:
-    checkpoint.write_folder(tiny_model(), tmp_path / "full")
+    write_folder(tiny_model(), tmp_path / "full")
     status, err = convert(
         f"model.path={tmp_path / 'full'}", f"out={tmp_path / 'half'}", "dtype=float16", "max_shard_mb=1"
     )

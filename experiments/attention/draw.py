@@ -19,7 +19,7 @@ from experiments.run.prompts import Prompt
 from guidance import guided
 from ldm import LatentDiffusion
 from ldm.attention import Attention
-from samplers import Step, as_eps
+from samplers import Step, as_x_0
 
 
 def title_of(stages: Sequence[build.Stretch], seed: int) -> str:
@@ -64,11 +64,10 @@ def draw(
     prompt: Prompt,
 ) -> tuple[Tensor, list[Moment]]:
     """The picture [3, H, W] in [0, 1] of one latent x_T [1, C, h, w], and the steps on the way to it."""
-    schedule = model.config.schedule
-    predict = as_eps(model.unet, schedule.prediction, build.schedule(schedule).alpha_bar)
-    denoise = guided(predict, recorder, model.texts([prompt.text or ""], [prompt.negative]))
+    predict = as_x_0(model.unet, model.config.schedule.prediction)
+    denoise = guided(predict, recorder, model.conditions([prompt.text or ""], [prompt.negative]))
     moments = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for step, x_t, x_0 in tqdm(sampler(denoise, x_T), unit="step", desc="sampling"):
             if not x_t.isfinite().all():
                 raise ValueError(
@@ -92,7 +91,7 @@ def save_maps(moments: list[Moment], path: Path) -> None:
         for layer, maps in moment.seen.maps.items():
             tensors[f"maps/{i}/{layer}"] = maps.contiguous()
             tensors[f"owners/{i}/{layer}"] = owner_map(moment.seen.votes[layer]).byte()
-    timesteps = {f"{moment.step.i:03d}": moment.step.t for moment in moments}
+    timesteps = {f"{moment.step.i:03d}": moment.step.now.t for moment in moments}
     save_file(tensors, path, {"words": json.dumps(words), "timesteps": json.dumps(timesteps)})
 
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidance import Branch, Guidance, edits
+from guidance import Branch, Guidance, Wrapper, edits
 from ldm.attention import AttentionEdit, Site
-from ldm.text import Span, Texts
+from ldm.condition import Conditions, Span
 from samplers import Step
 
 
@@ -61,7 +61,7 @@ class StepMaps:
 
 
 @dataclass(frozen=True)
-class Recorder:
+class Recorder(Wrapper):
     """Another guidance, and in `steps`, by step index, the maps of the first image in its "cond" branch.
 
     layers  beginnings of the layers' dotted names, as in "up_blocks.1"; "" is the beginning of all
@@ -78,11 +78,11 @@ class Recorder:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)}: must be {' or '.join(choices)}")
 
-    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
-        branches = self.inner.branches(texts, step)
+    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
+        branches = super().branches(conditions, step)
         cond = branches["cond"]
-        self.steps[step.i] = StepMaps(cond.text.spans[0])
-        return {**branches, "cond": replace(cond, edit=edits.chain(cond.edit, self.edit(self.steps[step.i])))}
+        self.steps[step.i] = StepMaps(cond.condition.spans[0])
+        return {**branches, "cond": replace(cond, edits=(*cond.edits, self.edit(self.steps[step.i])))}
 
     def edit(self, seen: StepMaps) -> AttentionEdit:
         def store(site: Site, weights: Tensor) -> None:
@@ -90,6 +90,3 @@ class Recorder:
             seen.votes[site.name] = word_votes(weights[0], seen.words, site, self.argmax, self.candidates).cpu()
 
         return edits.only_at(self.layers, edits.record(store))
-
-    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
-        return self.inner.combine(eps, x_t, step)

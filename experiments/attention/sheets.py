@@ -84,7 +84,7 @@ def cell_of(picture: Tensor) -> int:
 
 
 def step_label(step: Step) -> str:
-    return f"step {step.i + 1} of {step.n}, t={step.t}"
+    return f"step {step.i + 1} of {step.n}, t={step.now.t}"
 
 
 def overlay(picture: Tensor, moment: Moment, word: str) -> Image.Image | None:

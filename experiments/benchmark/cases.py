@@ -15,8 +15,10 @@ from experiments.benchmark.sides import DOWNSCALE, PROMPT, SCALE, SIZES, Side
 from experiments.benchmark.timing import Timing, interleaved, rounds
 from experiments.run import build
 from guidance import ClassifierFree, Guidance, Multistage, SegmentationFree, Stage
-from ldm import LatentDiffusion, checkpoint
-from ldm.layers import linear
+from ldm import LatentDiffusion
+from ldm.condition import Condition
+from ldm.cpu import linear
+from ldm.files.reading import on_meta
 
 IN_PROCESS = ("unet", "sample", "decode", "text")
 CASES = (*IN_PROCESS, "guidance", "limits", "load", "memory", "start")
@@ -86,7 +88,7 @@ def measure(plan: Plan, cases: list[str]) -> Iterator[Row]:
     """Everything asked for of one plan; the model is loaded once for the cases that run in this process."""
     here = [case for case in cases if case in IN_PROCESS]
     if {*IN_PROCESS, "guidance", "limits"} & set(cases):
-        with torch.inference_mode():
+        with torch.no_grad():
             model = sides.load(plan.path, plan.torch_dtype, plan.device)
             yield from side_by_side(plan, here, sides.ours(model, plan.compile)) if here else ()
             yield from guidances(plan, model) if "guidance" in cases else ()
@@ -168,9 +170,9 @@ def limits(plan: Plan, model: LatentDiffusion) -> Iterator[Row]:
 
 def floating_point(plan: Plan, model: LatentDiffusion) -> int:
     """Operations of a U-Net forward, counted on the meta device, where no kernel runs that torch cannot count."""
-    unet, config = checkpoint.build(model.config)[0], model.config
+    unet, config = on_meta(model.config).unet, model.config
     x_t = torch.empty(2 * plan.batch, config.unet.in_channels, plan.cells, plan.cells, device="meta")
-    text = torch.empty(len(x_t), config.text.context, config.text.width, device="meta")
+    text = Condition(torch.empty(len(x_t), config.text.context, config.text.width, device="meta"))
     with FlopCounterMode(display=False) as counter:
         unet(x_t, 500, text)
     return counter.get_total_flops()

@@ -78,7 +78,7 @@ def main(what: str, side: str, path: Path, settings: dict[str, Any]) -> float:
         made = sides.theirs(path, dtype, device, compile=False, tuned=False)
     if what == "load":
         return time.perf_counter() - start
-    with torch.inference_mode():
+    with torch.no_grad():
         made.sample(torch.randn(batch, 4, cells, cells, device=device), [sides.PROMPT] * batch, settings["steps"])
     return torch.cuda.max_memory_allocated() if device == "cuda" else memory("VmHWM")
 

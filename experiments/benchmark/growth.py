@@ -23,11 +23,10 @@ from torch import Tensor
 from experiments.benchmark import fresh, sides
 from experiments.benchmark.__main__ import conditions
 from experiments.benchmark.timing import interleaved
-from experiments.run import build
 from guidance import Branch, ClassifierFree, Guidance, Multistage, Stage, guided
 from ldm import LatentDiffusion
-from ldm.text import Texts
-from samplers import Step, as_eps, ddim, dpmpp_2m
+from ldm.condition import Conditions
+from samplers import Schedule, Step, as_x_0, ddim, dpmpp_2m
 
 SCALE = 3.0  # moderate, since the distance to many steps grows with it
 
@@ -38,18 +37,18 @@ class Passes:
 
     n: int
 
-    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
-        return {"cond" if k == 0 else f"again {k}": Branch(texts.cond) for k in range(self.n)}
+    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
+        return {"cond" if k == 0 else f"again {k}": Branch(conditions.cond) for k in range(self.n)}
 
-    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
-        return eps["cond"]
+    def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
+        return x_0["cond"]
 
 
 def stages(n: int) -> Guidance:
     return Multistage(tuple(Stage(f"a fish {k}", 1 / n) for k in range(n)), ClassifierFree(SCALE))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def times(model: LatentDiffusion, resolutions: list[int], steps: int, repeats: int) -> dict[str, dict[int, float]]:
     """Seconds of sampling by what grows, and how far. Where something else grows, it takes `steps` steps, of DDIM."""
     one, plain = model.latent_shape(resolutions[0], resolutions[0]), ClassifierFree(SCALE)
@@ -85,20 +84,18 @@ def memory(path: Path, size: str, resolutions: list[int], dtype: str, device: st
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def distances(model: LatentDiffusion, counts: list[int], seeds: int = 8) -> dict[str, dict[int, float]]:
     """Root mean square of the latents' difference from 250-step DDIM's, relative to theirs, by U-Net evaluations.
     Steps are trailing: leading ones begin the later the fewer they are, which no solver makes good."""
     config = model.config.schedule
-    schedule = build.schedule(config)
+    steps = Schedule.of(config).steps
     x_T = torch.randn((seeds, *model.latent_shape(*[model.config.image_size] * 2)), generator=torch.manual_seed(0))
-    texts = model.texts([sides.PROMPT] * seeds)
-    denoise = guided(as_eps(model.unet, config.prediction, schedule.alpha_bar), ClassifierFree(SCALE), texts)
+    predict, conditions = as_x_0(model.unet, config.prediction), model.conditions([sides.PROMPT] * seeds)
+    denoise = guided(predict, ClassifierFree(SCALE), conditions)
 
     def ends(sampler: Callable[..., Any], n: int) -> Tensor:
-        *_, (_, x_t, _) = sampler(
-            denoise, x_T.to(model.device), schedule.steps(n, "trailing"), schedule.alpha_bar, final=1.0
-        )
+        *_, (_, x_t, _) = sampler(denoise, x_T.to(model.device), steps(n, "trailing", final="clean"))
         return x_t
 
     many = ends(ddim, 250)

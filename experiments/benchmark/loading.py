@@ -18,9 +18,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ldm import LatentDiffusion, checkpoint, load_model
+from ldm import load_model
 from ldm.config import SD1
-from ldm.config_files import to_diffusers
+from ldm.files import names
+from ldm.files.config_files import to_diffusers
+from ldm.files.reading import on_meta
+from ldm.files.writing import tokenizer_files, write_file, write_text
 
 BAR = 1.3
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
@@ -48,19 +51,19 @@ def loaders() -> list[str]:
 
 def write_files(folder: Path) -> list[Path]:
     """sd15.safetensors and sd15.ckpt, and config/ with the settings that diffusers wants beside them."""
-    networks = checkpoint.build(SD1)
-    for network in networks:
+    model = on_meta(SD1)
+    for network in names.parts(model).values():
         state = {
             name: torch.empty(value.shape, dtype=torch.float16).normal_(std=0.02)
             for name, value in network.state_dict().items()
         }
         network.load_state_dict(state, assign=True)
-    checkpoint.write_file(LatentDiffusion(*networks, SD1), folder / "sd15.safetensors")
+    write_file(model, folder / "sd15.safetensors")
     torch.save({"state_dict": load_file(folder / "sd15.safetensors"), "global_step": 1}, folder / "sd15.ckpt")
     for name, settings in to_diffusers(SD1).items():
-        checkpoint.write_text(folder / "config" / name, json.dumps(settings))
-    for name, content in checkpoint.tokenizer_files(SD1.text.pad_id, SD1.text.context).items():
-        checkpoint.write_text(folder / "config" / "tokenizer" / name, content)
+        write_text(folder / "config" / name, json.dumps(settings))
+    for name, content in tokenizer_files(SD1.text.pad_id, SD1.text.context).items():
+        write_text(folder / "config" / "tokenizer" / name, content)
     return [folder / "sd15.safetensors", folder / "sd15.ckpt"]
 
 

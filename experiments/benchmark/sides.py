@@ -10,10 +10,13 @@ from torch import Tensor
 
 from experiments.run import build
 from guidance import ClassifierFree, Guidance, guided
-from ldm import LatentDiffusion, checkpoint, load_model
+from ldm import LatentDiffusion, load_model
+from ldm.condition import Condition, stack
 from ldm.config import SD1, ModelConfig
-from ldm.model import EMBEDDED
-from samplers import as_eps, ddim
+from ldm.files import names
+from ldm.files.reading import EMBEDDED, on_meta
+from ldm.files.writing import write_folder
+from samplers import Schedule, as_x_0, ddim
 
 SCALE = 7.5
 PROMPT = "a cat next to a dog on a blue background"
@@ -32,20 +35,20 @@ class Side:
     unet: Callable[[Tensor, int, Tensor], Tensor]  # x_t [B, C, h, w], t, text [B, 77, D]
     sample: Callable[[Tensor, list[str], int], Tensor]  # x_T, prompts, steps -> pictures [B, 3, H, W] in [0, 1]
     decode: Decode
-    text: Callable[[list[str]], Tensor]
+    text: Callable[[list[str]], Any]
 
 
 def write_weights(config: ModelConfig, path: Path) -> None:
     """A diffusers folder of random 16-bit weights: std 0.02, norms about 1, so that nothing overflows."""
     torch.manual_seed(0)
-    networks = checkpoint.build(config)
-    for network in networks:
+    model = on_meta(config)
+    for network in names.parts(model).values():
         state = {}
         for name, p in network.state_dict().items():
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             state[name] = torch.empty(p.shape).normal_(centre, 0.02).bfloat16()
         network.load_state_dict(state, assign=True)
-    checkpoint.write_folder(LatentDiffusion(*networks, config), path)
+    write_folder(model, path)
 
 
 def folder_of(model: str, folder: Path) -> Path:
@@ -68,10 +71,10 @@ def ours(model: LatentDiffusion, compile: bool) -> Side:
 
     def sample(x_T: Tensor, prompts: list[str], steps: int) -> Tensor:
         x_0 = latents(model, unet, ClassifierFree(SCALE), x_T, prompts, steps)
-        return (decode(x_0.to(model.unet.conv_in.weight.dtype)).float() / 2 + 0.5).clamp(0, 1)
+        return (decode(x_0.to(model.dtype)).float() / 2 + 0.5).clamp(0, 1)
 
-    def text(prompts: list[str]) -> Tensor:
-        return model.encode_text(prompts).embedding
+    def text(prompts: list[str]) -> Condition:
+        return stack([model.condition(prompts)])  # which keeps its keys and values, as it does while sampling
 
     return Side("ours", lambda x, t, text: unet(x, t, text, ()), sample, decode, text)
 
@@ -81,9 +84,8 @@ def latents(
 ) -> Tensor:
     """x_0 of DDIM sampling under a guidance, as `experiments.sample` does it."""
     config = model.config.schedule
-    schedule = build.schedule(config)
-    denoise = guided(as_eps(unet, config.prediction, schedule.alpha_bar), guidance, model.texts(prompts))
-    for _, x_t, _ in ddim(denoise, x_T, schedule.steps(steps), schedule.alpha_bar):  # noqa: B007
+    denoise = guided(as_x_0(unet, config.prediction), guidance, model.conditions(prompts))
+    for _, x_t, _ in ddim(denoise, x_T, Schedule.of(config).steps(steps)):  # noqa: B007
         pass
     return x_t
 

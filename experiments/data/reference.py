@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from PIL import Image
 
-from experiments.emoji.world import EmojiScenes, World, load_atlas, numbers
+from experiments.emoji.world import EmojiScenes, World, load_atlas, settings_of
 from experiments.files import write
 from experiments.pictures import save_png
 from experiments.run import cli
@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
         raise ValueError(f"split={cfg.split}: must be train or held_out")
     if type(cfg.count) is not int or cfg.count < 1:
         raise ValueError(f"count={cfg.count}: must be a whole number of at least 1")
-    world = World(**numbers(cfg.world))
+    world = World(**settings_of(cfg.world))
     concepts = list(world.concepts) if cfg.concepts == "all" else list(cfg.concepts or [])
     if unknown := [concept for concept in concepts if concept not in world.concepts]:
         raise ValueError(f"concepts={unknown}: must be of {', '.join(world.concepts)}, or all")

@@ -1,6 +1,6 @@
-"""The referee of the emoji world: says which objects a picture shows, where, and in which colours.
+"""The judge of the emoji world: a network that says which objects a picture shows, where, and in which colours.
 
-It is trained on scenes alone and shares no weights with the model that it judges.
+It is trained on scenes alone and shares no weights with the models that it judges.
 """
 
 import json
@@ -26,8 +26,8 @@ class JudgeConfig:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Logits. K concepts, C colours."""
+class JudgeOutput:
+    """What the judge says of B pictures: logits over K concepts and C colours."""
 
     presence: Tensor  # [B, K]: whether the concept is in the picture
     labels: Tensor  # [B, 1 + K, H, W]: nothing, or a concept
@@ -35,7 +35,7 @@ class Judgement:
     features: Tensor  # [B, channels[-1]]: what Frechet distances are measured in
 
     def colour_of(self, concept: int) -> Tensor:
-        """Probabilities [B, C] of the colour words for a concept, averaged over the pixels that show it."""
+        """Returns probabilities [B, C] of the colour words for a concept, averaged over the pixels that show it."""
         weight = self.labels.softmax(dim=1)[:, 1 + concept, None]
         return (self.colours.softmax(dim=1) * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3))
 
@@ -56,7 +56,7 @@ class Block(nn.Module):
 
 
 class Judge(nn.Module):
-    """A small U-shaped convolutional network: images [B, 3, H, W] in [-1, 1] -> Judgement."""
+    """A small U-shaped convolutional network: images [B, 3, H, W] in [-1, 1] -> JudgeOutput."""
 
     def __init__(self, config: JudgeConfig):
         super().__init__()
@@ -67,7 +67,7 @@ class Judge(nn.Module):
         self.presence = nn.Linear(2 * widths[-1], len(config.concepts))
         self.pixels = nn.Conv2d(widths[0], 1 + len(config.concepts) + len(config.colours), 1)
 
-    def forward(self, images: Tensor) -> Judgement:
+    def forward(self, images: Tensor) -> JudgeOutput:
         x, skips = images, []
         for block in self.down:
             x = block(x)
@@ -78,10 +78,11 @@ class Judge(nn.Module):
             x = block(torch.cat([F.interpolate(x, scale_factor=2.0), skip], dim=1))
         pixels = F.interpolate(self.pixels(x).float(), scale_factor=2.0, mode="bilinear")
         labels, colours = pixels.split([1 + len(self.config.concepts), len(self.config.colours)], dim=1)
-        return Judgement(presence.float(), labels, colours, features.float())
+        return JudgeOutput(presence.float(), labels, colours, features.float())
 
 
 def save_judge(judge: Judge, folder: Path) -> None:
+    """Writes config.json and the weights in 16 bits."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous() for name, value in judge.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
@@ -89,7 +90,7 @@ def save_judge(judge: Judge, folder: Path) -> None:
 
 
 def load_judge(folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> Judge:
-    """The judge of a folder that a training wrote. Raises ValueError if there is none."""
+    """Returns the judge of a folder that a training wrote. Raises ValueError if there is none."""
     if not (folder / "config.json").is_file():
         raise ValueError(f"no judge in {folder}: `python -m experiments.train part=small/judge` makes one")
     fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))

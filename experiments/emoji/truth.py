@@ -4,15 +4,15 @@ import torch
 from torch import nn
 
 from experiments.emoji.judge import Judge
-from experiments.emoji.world import EmojiScenes, collate, pixels
+from experiments.emoji.world import EmojiScenes, collate, first_images
 from ldm.autoencoder import Autoencoder
 
 
 @torch.no_grad()
 def psnr(autoencoder: Autoencoder, scenes: EmojiScenes, count: int) -> list[float]:
-    """Of the decoded posterior means against each of the scenes, in dB; pixels in [0, 1]."""
+    """Returns the PSNR of each scene decoded from its posterior mean, in dB for pixels in [0, 1]."""
     found = []
-    for images in pixels(scenes, count):
+    for images in first_images(scenes, count):
         images = images.to(device_of(autoencoder))
         decoded = autoencoder.decode(autoencoder.encode(images)[0]).clamp(-1, 1)
         error = ((decoded - images) / 2).square().mean(dim=(1, 2, 3))
@@ -22,7 +22,7 @@ def psnr(autoencoder: Autoencoder, scenes: EmojiScenes, count: int) -> list[floa
 
 @torch.no_grad()
 def judge_scores(judge: Judge, scenes: EmojiScenes, count: int) -> dict[str, list[float]]:
-    """How a judge does on scenes whose truth is known.
+    """Returns a judge's scores on scenes whose truth is known.
 
     labels: for each scene, whether its whole set of concepts is right. masks: for each object, intersection over union
     of its pixels. colours: for each tinted object, whether it is given its colour.
@@ -31,8 +31,8 @@ def judge_scores(judge: Judge, scenes: EmojiScenes, count: int) -> dict[str, lis
     concepts, colours = list(scenes.world.concepts), list(scenes.world.colours)
     for i in range(0, count, 20):
         some = [scenes[j] for j in range(i, min(i + 20, count))]
-        verdict = judge(collate(some, scenes.world).pixels().to(device_of(judge)))
-        present, where = (verdict.presence > 0).cpu(), verdict.labels.argmax(dim=1).cpu()
+        output = judge(collate(some, scenes.world).pixels().to(device_of(judge)))
+        present, where = (output.presence > 0).cpu(), output.labels.argmax(dim=1).cpu()
         for b, scene in enumerate(some):
             indices = [concepts.index(thing.label) for thing in scene.objects]
             found["labels"].append(present[b].nonzero().flatten().tolist() == sorted(indices))
@@ -40,10 +40,10 @@ def judge_scores(judge: Judge, scenes: EmojiScenes, count: int) -> dict[str, lis
                 seen = where[b] == 1 + k
                 found["masks"].append(((seen & thing.mask).sum() / (seen | thing.mask).sum()).item())
                 if thing.colour is not None:
-                    best = int(verdict.colour_of(k)[b].argmax())
+                    best = int(output.colour_of(k)[b].argmax())
                     found["colours"].append(colours[best] == thing.colour)
     return found
 
 
-def device_of(module: nn.Module) -> str:
-    return str(next(module.parameters()).device)
+def device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

@@ -8,6 +8,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ LAYOUTS = {"one": 1, "beside": 2, "above": 2, "three": 3}  # how objects may sta
 
 @dataclass(frozen=True)
 class World:
-    """What there is to see and how it is told: the content of one file in conf/world.
+    """A kind of scenes and captions: the content of one file in conf/world.
 
     A caption is a template of the scene's layout with a ground behind it. {0}, {1}, {2} stand for the objects, from
     left to right or from top to bottom, {background} for the background's word.
@@ -61,13 +62,13 @@ class World:
             raise ValueError(f"layouts: shares of {', '.join(LAYOUTS)} that sum to 1, not {dict(self.layouts)}")
 
     def sides(self, count: int) -> list[int]:
-        """The sides that an object may have among `count`."""
+        """Returns the sides, in pixels, that an object may have in a scene of `count` objects."""
         return [side for sides in (self.sizes_one if count == 1 else self.sizes_more).values() for side in sides]
 
 
 @dataclass(frozen=True)
 class Look:
-    """What an object looks like."""
+    """An object's appearance, before it is placed in a scene."""
 
     label: str
     style: str
@@ -93,30 +94,47 @@ class Scene:
 
 # noun, style word, side in pixels -> uint8 [side, side, 4]: RGBA, colours not multiplied by opacity
 Atlas = dict[tuple[str, str, int], np.ndarray]
+GZIP = b"\x1f\x8b"  # how the bytes of a .tgz begin
 
 
-def load_icons(folder: Path, package: str) -> dict[str, Any]:
-    """icons.json of an Iconify package in the folder: the .tgz that `npm pack` leaves there, or unpacked beside it."""
-    command = f"run `npm pack @iconify-json/{package}` in {folder}"
+def read_package(folder: Path, package: str) -> bytes:
+    """Returns the content of an Iconify package: of the .tgz that `npm pack` leaves, or of icons.json, if unpacked.
+
+    Raises ValueError if it is missing.
+    """
     found = sorted(folder.glob(f"iconify-json-{package}-[0-9]*"))
     if not found:
-        raise ValueError(f"the icon package {package} is missing: {command}")
+        raise ValueError(f"the icon package {package} is missing: {fetch(folder, package)}")
     try:
-        if found[-1].is_dir():
-            icons = json.loads((found[-1] / "package" / "icons.json").read_text(encoding="utf-8"))
-        else:
-            with tarfile.open(found[-1]) as archive:
+        return (found[-1] / "package" / "icons.json" if found[-1].is_dir() else found[-1]).read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"the icon package {found[-1]} is damaged ({error}): {fetch(folder, package)} again"
+        ) from error
+
+
+def parse_package(content: bytes, folder: Path, package: str) -> dict[str, Any]:
+    """Returns the icons.json in a package's file. Raises ValueError if it is damaged."""
+    try:
+        if content.startswith(GZIP):
+            with tarfile.open(fileobj=io.BytesIO(content)) as archive:
                 file = archive.extractfile("package/icons.json")
                 assert file is not None
-                icons = json.load(file)
+                content = file.read()
+        icons = json.loads(content)
         icons["icons"]
         return icons
     except (OSError, EOFError, KeyError, TypeError, ValueError, tarfile.TarError, zlib.error) as error:
-        raise ValueError(f"the icon package {found[-1]} is damaged ({error}): {command} again") from error
+        raise ValueError(f"the icon package {package} is damaged ({error}): {fetch(folder, package)} again") from error
+
+
+def fetch(folder: Path, package: str) -> str:
+    """Tells the user how to get a package."""
+    return f"run `npm pack @iconify-json/{package}` in {folder}"
 
 
 def render(icons: dict[str, Any], name: str, side: int) -> np.ndarray:
-    """One icon as uint8 [side, side, 4]: RGBA, colours not multiplied by opacity."""
+    """Returns one icon as uint8 [side, side, 4]: RGBA, colours not multiplied by opacity."""
     import resvg_py  # only here, so that a rendered atlas needs no renderer
 
     icon = icons["icons"][icons.get("aliases", {}).get(name, {"parent": name})["parent"]]
@@ -131,43 +149,60 @@ def render(icons: dict[str, Any], name: str, side: int) -> np.ndarray:
 
 
 def load_atlas(world: World, folder: Path, cache: Path) -> Atlas:
-    """Every object of the world at every side it may have: rendered from the packages in `folder`, kept in `cache`.
+    """Returns every object of the world at every side it may have, rendered from the packages in `folder`.
 
+    What was rendered is stored in `cache` under a hash of the packages' contents and of what the world takes of them.
+    Any number of processes may call this at the same time.
     Raises ValueError, naming the package, for one that is missing, damaged or without an icon of the world.
     """
     sides = sorted({*world.sides(1), *world.sides(2)})
-    packages = sorted(path.name for path in folder.glob("*"))
-    what = json.dumps([world.concepts, world.styles, sides, packages])
-    file = cache / f"atlas-{hashlib.blake2b(what.encode(), digest_size=8).hexdigest()}.npz"
+    packages = {style: read_package(folder, package) for style, package in world.styles.items()}
+    content = [(style, hashlib.blake2b(file).hexdigest()) for style, file in packages.items()]
+    key = json.dumps([list(world.concepts.items()), content, sides])
+    file = cache / f"atlas-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.npz"
     if not file.exists():
-        rendered = {}
-        for style, package in world.styles.items():
-            icons = load_icons(folder, package)
-            missing = sorted(set(world.concepts.values()) - icons["icons"].keys() - icons.get("aliases", {}).keys())
-            if missing:
-                raise ValueError(f"the icon package {package} has no icon {', '.join(missing)}")
-            for noun, side in itertools.product(world.concepts, sides):
-                rendered[f"{noun}|{style}|{side}"] = render(icons, world.concepts[noun], side)
-        cache.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".tmp.npz")
-        np.savez_compressed(part, allow_pickle=False, **rendered)
-        part.replace(file)
-    atlas = {}
+        icons = {style: parse_package(packages[style], folder, package) for style, package in world.styles.items()}
+        store_atlas(render_atlas(world, icons, sides), file)
     with np.load(file) as stored:
-        for noun, style, side in itertools.product(world.concepts, world.styles, sides):
-            atlas[noun, style, side] = stored[f"{noun}|{style}|{side}"]
-    return atlas
+        return {key: stored["|".join(map(str, key))] for key in itertools.product(world.concepts, world.styles, sides)}
+
+
+def render_atlas(world: World, icons: dict[str, dict[str, Any]], sides: list[int]) -> Atlas:
+    """Returns each concept in each style at each side. `icons` holds each style's icons.json.
+
+    Raises ValueError, naming the package, for one without an icon of the world.
+    """
+    for style, package in world.styles.items():
+        names = icons[style]["icons"].keys() | icons[style].get("aliases", {}).keys()
+        if missing := sorted(set(world.concepts.values()) - names):
+            raise ValueError(f"the icon package {package} has no icon {', '.join(missing)}")
+    return {
+        (noun, style, side): render(icons[style], world.concepts[noun], side)
+        for noun, style, side in itertools.product(world.concepts, world.styles, sides)
+    }
+
+
+def store_atlas(atlas: Atlas, path: Path) -> None:
+    """Writes an atlas to a temporary file of this process's own, then renames it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **{"|".join(map(str, key)): a for key, a in atlas.items()})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def is_held_out(world: World, combination: tuple[str, ...]) -> bool:
-    """Whether scenes with this combination are kept out of training: a coin thrown by a hash of its words."""
+    """Decides by a hash of its words whether scenes with this combination are kept out of training."""
     text = "|".join([str(world.split_seed), *combination])
     number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
     return number / 2**64 < world.share_held_out
 
 
 def combinations(looks: Sequence[Look], background: str) -> list[tuple[str, ...]]:
-    """What the split looks at: each object with the background, and each pair of concepts with a colour in it."""
+    """Returns the combinations that the split decides on: each object with the background, each pair with a colour."""
     found: list[tuple[str, ...]] = [("object", o.label, o.style, o.colour or "", background) for o in looks]
     for one, other in itertools.combinations(looks, 2):
         pair = ("pair", *sorted((one.label, other.label)))
@@ -176,7 +211,7 @@ def combinations(looks: Sequence[Look], background: str) -> list[tuple[str, ...]
 
 
 def tint(rgba: np.ndarray, colour: Colour) -> np.ndarray:
-    """An icon in shades of one colour: its median brightness becomes the colour, the rest a ramp from dark to light."""
+    """Returns an icon in shades of one colour: its median brightness becomes the colour, the rest a ramp around it."""
     brightness = rgba[..., :3] @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     shade = 0.7 + 0.9 * (brightness - np.median(brightness[rgba[..., 3] > 0.5]))
     pure = np.asarray(colour, dtype=np.float32) / 255
@@ -185,7 +220,7 @@ def tint(rgba: np.ndarray, colour: Colour) -> np.ndarray:
 
 
 def phrase(words: str) -> str:
-    """ "cat" -> "a cat", "emojione cat" -> "an emojione cat"."""
+    """Adds the article: "cat" -> "a cat", "emojione cat" -> "an emojione cat"."""
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
@@ -228,12 +263,12 @@ class EmojiScenes(Dataset):
         return Scene(image, caption, tuple(objects), layout, background)
 
     def caption(self, index: int) -> tuple[str, list[Look]]:
-        """A scene's caption and what it tells, without drawing the scene: no atlas is needed."""
+        """Returns a scene's caption and its objects, without drawing the scene: no atlas is needed."""
         rng, layout, looks, background = self.plan(index)
         return self.tell(rng, layout, looks, background)[0], looks
 
     def plan(self, index: int) -> tuple[np.random.Generator, str, list[Look], str]:
-        """What is in a scene: layout, objects, background; and the generator for everything after."""
+        """Returns a scene's generator, for all later draws, its layout, its objects and its background."""
         if not 0 <= index < self.length:
             raise IndexError(index)
         rng = np.random.default_rng([self.seed, index, self.split == "held_out"])
@@ -248,7 +283,7 @@ class EmojiScenes(Dataset):
         raise ValueError(f"share_held_out={self.world.share_held_out} leaves no {self.split} scenes of layout {layout}")
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[list[Look], str]:
-        """Objects with all their labels different, and a background's word."""
+        """Draws objects with different labels, and a background's word."""
         world, looks = self.world, []
         sizes = world.sizes_one if count == 1 else world.sizes_more
         for i in rng.permutation(len(self.nouns))[:count]:
@@ -262,7 +297,7 @@ class EmojiScenes(Dataset):
     def compose(
         self, rng: np.random.Generator, layout: str, looks: list[Look], background: str
     ) -> tuple[Tensor, list[tuple[int, int, int, int]], list[Tensor]]:
-        """The picture, and each object's box and mask. Each object lies anywhere inside a cell of its own."""
+        """Returns the picture, and each object's box and mask. Each object lies anywhere inside a cell of its own."""
         size, half = self.world.image_size, self.world.image_size // 2
         canvas = np.empty((size, size, 3), dtype=np.float32)
         canvas[:] = np.asarray(self.world.backgrounds[background], dtype=np.float32) / 255
@@ -293,9 +328,9 @@ class EmojiScenes(Dataset):
     def tell(
         self, rng: np.random.Generator, layout: str, looks: list[Look], background: str
     ) -> tuple[str, list[tuple[int, int]]]:
-        """A caption, and where in it each object's words begin and end.
+        """Returns a caption, and where in it each object's words begin and end.
 
-        In training it may leave out styles and background; held out, it names them all. Sizes are named now and then.
+        A training caption may leave out styles and background; a held-out one names them all. Both name some sizes.
         """
         world, everything = self.world, self.split == "held_out"
         phrases = []
@@ -316,22 +351,23 @@ class EmojiScenes(Dataset):
 
 @dataclass(frozen=True)
 class Batch:
-    """B scenes as tensors: what a training takes at once."""
+    """B scenes as tensors."""
 
     images: Tensor  # uint8 [B, 3, H, W]
     captions: list[str]
     labels: Tensor  # uint8 [B, H, W]: 1 + the index of the concept at each pixel, 0 where there is none
     colours: Tensor  # uint8 [B, H, W]: 1 + the index of the tint at each pixel, 0 where there is none
 
-    def to(self, device: str) -> "Batch":
+    def to(self, device: torch.device) -> "Batch":
         return Batch(self.images.to(device), self.captions, self.labels.to(device), self.colours.to(device))
 
     def pixels(self) -> Tensor:
-        """The images in [-1, 1], in channels-last memory."""
+        """Returns the images in [-1, 1], in channels-last memory."""
         return self.images.to(memory_format=torch.channels_last).float() / 127.5 - 1
 
 
 def collate(scenes: list[Scene], world: World) -> Batch:
+    """Returns scenes as tensors, their objects' masks painted into maps of labels and colours."""
     concepts, colours = list(world.concepts), [None, *world.colours]
     maps = torch.zeros(2, len(scenes), world.image_size, world.image_size, dtype=torch.uint8)
     for i, scene in enumerate(scenes):
@@ -342,17 +378,18 @@ def collate(scenes: list[Scene], world: World) -> Batch:
     return Batch(images, [scene.caption for scene in scenes], *maps)
 
 
-def batch(scenes: EmojiScenes, indices: range) -> Batch:
+def batch_of(scenes: EmojiScenes, indices: range) -> Batch:
+    """Returns the scenes at some indices as tensors."""
     return collate([scenes[i] for i in indices], scenes.world)
 
 
-def numbers(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
-    """A group's values, with lists as the tuples that frozen dataclasses hold."""
-    plain: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
-
-
-def pixels(scenes: EmojiScenes, count: int) -> Iterator[Tensor]:
-    """The first `count` images in [-1, 1], at most 32 at a time."""
+def first_images(scenes: EmojiScenes, count: int) -> Iterator[Tensor]:
+    """Yields the images of the first `count` scenes, in [-1, 1], at most 32 at a time."""
     for i in range(0, count, 32):
-        yield batch(scenes, range(i, min(i + 32, count))).pixels()
+        yield batch_of(scenes, range(i, min(i + 32, count))).pixels()
+
+
+def settings_of(cfg: DictConfig | dict[str, Any]) -> dict[str, Any]:
+    """Returns a config group as keyword arguments for a frozen dataclass: its lists become tuples."""
+    settings: Any = OmegaConf.to_container(cfg, resolve=True) if isinstance(cfg, DictConfig) else cfg
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}

@@ -18,34 +18,42 @@ from torch import Tensor
 from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.folders import FinishedRun
 from experiments.run import draw
-from guidance import Branch, Guidance
-from ldm.text import Texts
-from samplers import ImageNoise, Step
+from guidance import Branch, Guidance, Wrapper, guided
+from guidance.branch import combined
+from ldm.condition import Conditions
+from samplers import Denoised, ImageNoise, Step, as_x_0
 
 
 @dataclass(frozen=True)
-class Projection:
+class Projection(Wrapper):
     """Another guidance, and for each step how its result lies to classifier-free guidance's direction.
 
-    With d = eps_c - eps_u and the guided eps, of each picture: scale = <eps - eps_u, d> / <d, d>, which for
-    classifier-free guidance is g itself; cosine = that of the angle between eps - eps_u and d.
+    With d = x_0c - x_0u and the guided x_0, of each picture: scale = <x_0 - x_0u, d> / <d, d>, for classifier-free
+    guidance g itself; cosine = that of the angle between x_0 - x_0u and d. Both are the same in eps.
     """
 
     inner: Guidance
     steps: list[dict[str, Any]] = field(default_factory=list)  # i, t, scale [B], cosine [B]
 
-    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
-        return {**self.inner.branches(texts, step), "unconditional": Branch(texts.negative)}
+    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
+        return {**super().branches(conditions, step), "unconditional": Branch(conditions.negative)}
 
-    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
-        guided = self.inner.combine({name: eps[name] for name in eps if name != "unconditional"}, x_t, step)
-        d, direction = ((e - eps["unconditional"]).flatten(1).double() for e in (eps["cond"], guided))
+    def more(self, conditions: Conditions, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> dict[str, Branch]:
+        return super().more(conditions, without_observed(x_0), x_t, step)
+
+    def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
+        guided = combined(self.inner, without_observed(x_0), x_t, step)
+        d, direction = ((e - x_0["unconditional"]).flatten(1).double() for e in (x_0["cond"], guided.x_0))
         along = (direction * d).sum(dim=1)
         if not d.any(dim=1).all():
             raise Unmeasurable("prompt and negative prompt give the same eps: no guidance has a scale there")
         scale, cosine = along / d.square().sum(dim=1), along / (d.norm(dim=1) * direction.norm(dim=1))
-        self.steps.append({"i": step.i, "t": step.t, "scale": scale.cpu(), "cosine": cosine.cpu()})
+        self.steps.append({"i": step.i, "t": step.now.t, "scale": scale.cpu(), "cosine": cosine.cpu()})
         return guided
+
+
+def without_observed(x_0: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: estimate for name, estimate in x_0.items() if name != "unconditional"}
 
 
 @dataclass(frozen=True)
@@ -106,13 +114,15 @@ def defined_in(target: Any, packages: Sequence[str]) -> bool:
     return any(f"{home}.".startswith(f"{package}.") for package in within)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def projections(job: draw.Job, batch: list[tuple[int, int]], first: int) -> dict[str, Any]:
     """Scale and cosine [S, B] of a batch of the plan that begins at its picture `first`, and the timesteps."""
     prompts, seeds = [job.prompts[p] for p, _ in batch], [seed for _, seed in batch]
     noise = ImageNoise(seeds, job.model.latent_shape(*job.size), job.device)
     x_T = noise() if job.noise is None else job.noise[first:][: len(batch)].to(job.device)
     probe = Projection(job.guidance)
-    draw.sample(job.model, probe, partial(job.sampler, noise=noise), x_T, prompts, lambda: None)
+    predict = as_x_0(job.network, job.model.config.schedule.prediction)
+    denoise = guided(predict, probe, draw.conditions_of(job.model, prompts, seeds))
+    draw.sample(denoise, partial(job.sampler, noise=noise), x_T, lambda: None)
     steps = {key: torch.stack([step[key] for step in probe.steps]) for key in ("scale", "cosine")}
     return {**steps, "t": [step["t"] for step in probe.steps]}

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.emoji.judge import WEIGHTS as JUDGE
-from experiments.emoji.judge import Judge, Judgement, load_judge
+from experiments.emoji.judge import Judge, JudgeOutput, load_judge
 from experiments.files import say, sha256
 from experiments.metrics import Bench, Unmeasurable, optional
 from experiments.metrics.folders import FinishedRun, Pictures, read, to_tensor
@@ -88,8 +88,8 @@ class JudgeFeatures:
         self.warnings: list[str] = []
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        judgement = self.judge(judge_input(images.to(self.device), self.judge.config.image_size))
-        return judgement.features, judgement.presence
+        output = self.judge(judge_input(images.to(self.device), self.judge.config.image_size))
+        return output.features, output.presence
 
 
 def judge_input(images: Tensor, side: int) -> Tensor:
@@ -174,7 +174,7 @@ def rank_warnings(pictures: Pictures, features: Features) -> list[str]:
     ]
 
 
-def judgements(judge: Judge, run: FinishedRun, bench: Bench) -> Iterator[tuple[int, Judgement]]:
+def judge_outputs(judge: Judge, run: FinishedRun, bench: Bench) -> Iterator[tuple[int, JudgeOutput]]:
     """Batches of a run's pictures before the judge: the index of the first, and what is found."""
     for i in tqdm(range(0, len(run.pictures.files), bench.batch_size), desc="judge", leave=False):
         images = [to_tensor(read(path))[None] for path in run.pictures.files[i : i + bench.batch_size]]

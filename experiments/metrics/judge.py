@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from experiments.emoji.judge import WEIGHTS, JudgeConfig, Judgement, load_judge
+from experiments.emoji.judge import WEIGHTS, JudgeConfig, JudgeOutput, load_judge
 from experiments.files import sha256
 from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.estimates import Estimate
-from experiments.metrics.features import judgements
+from experiments.metrics.features import judge_outputs
 from experiments.metrics.folders import FinishedRun
 
 # words that part an object's phrase from what stands before it
@@ -50,9 +50,9 @@ class JudgeMetric:
         if not any(asked):
             raise Unmeasurable(f"no prompt names anything that the judge knows ({', '.join(judge.config.concepts)})")
         scores: list[dict[str, Any]] = []
-        for i, judgement in judgements(judge, run, bench):
+        for i, output in judge_outputs(judge, run, bench):
             some = asked[i : i + bench.batch_size]
-            scores += [judged(judgement, b, objects, judge.config) for b, objects in enumerate(some)]
+            scores += [judged(output, b, objects, judge.config) for b, objects in enumerate(some)]
 
         objects = [score["objects"] for score in scores]
         found = [sum(thing["found"] for thing in things) for things in objects]
@@ -102,13 +102,13 @@ def colour_word(phrase: list[str], colours: tuple[str, ...]) -> str | None:
     return None
 
 
-def judged(judgement: Judgement, b: int, asked: list[Asked], config: JudgeConfig) -> dict[str, Any]:
+def judged(output: JudgeOutput, b: int, asked: list[Asked], config: JudgeConfig) -> dict[str, Any]:
     """Scores of picture b of a batch, None where it was asked for nothing of the kind."""
     things: list[dict[str, Any]] = []
     for thing in asked:
         k = config.concepts.index(thing.concept)
-        found = bool(judgement.presence[b, k] > 0)
-        colours = judgement.colour_of(k)[b]
+        found = bool(output.presence[b, k] > 0)
+        colours = output.colour_of(k)[b]
         seen = config.colours[int(colours.argmax())]
         right = found and seen == thing.colour if thing.colour else None
         purity = colours[config.colours.index(thing.colour)].item() if thing.colour and found else None

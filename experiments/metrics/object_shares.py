@@ -8,7 +8,7 @@ import torch
 from experiments.emoji.judge import WEIGHTS, load_judge
 from experiments.files import sha256
 from experiments.metrics import Bench, Result, Unmeasurable
-from experiments.metrics.features import judgements
+from experiments.metrics.features import judge_outputs
 from experiments.metrics.folders import FinishedRun
 
 
@@ -31,10 +31,10 @@ class ObjectShares:
             raise ValueError(f"objects={self.objects}: must be two of {', '.join(concepts)}")
         one, two = (concepts.index(name) for name in self.objects)
         per_image = []
-        for _, judgement in judgements(judge, run, bench):
-            labels = judgement.labels.argmax(dim=1)
+        for _, output in judge_outputs(judge, run, bench):
+            labels = output.labels.argmax(dim=1)
             areas = torch.stack([(labels == 1 + k).sum(dim=(1, 2)) for k in (one, two)]).tolist()
-            found = (judgement.presence[:, [one, two]] > 0).tolist()
+            found = (output.presence[:, [one, two]] > 0).tolist()
             for area_one, area_two, (first, second) in zip(*areas, found, strict=True):
                 either = area_one + area_two
                 scores = {"value": area_one / either if either else None, "first": first, "second": second}

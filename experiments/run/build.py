@@ -1,9 +1,10 @@
 """From a composed config to the objects it names."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -14,13 +15,14 @@ from torch import Tensor
 
 from experiments.run.prompts import Prompt, checked_seed, suite
 from guidance import Guidance
+from guidance.branch import plan
 from ldm import LatentDiffusion, load_model
-from ldm.attention import AttentionEdit
+from ldm.attention import Edits
+from ldm.condition import Condition
 from ldm.config import ScheduleConfig
-from ldm.text import Text, Texts
 from ldm.unet import UNet
 from samplers import Schedule, Step
-from samplers.schedule import Network
+from samplers.predict import Network
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -31,14 +33,6 @@ class Stretch:
 
     prompt: str | None
     steps: int
-
-
-@dataclass(frozen=True)
-class Rehearsal:
-    """What a guidance is going to do, learnt by asking it for the branches of every step."""
-
-    evaluations: int  # of the U-Net, per image
-    stages: list[Stretch]
 
 
 def device(name: str) -> torch.device:
@@ -78,34 +72,28 @@ def network(unet: UNet, compile: bool) -> Network:
     on_gpu = unet.conv_in.weight.is_cuda
     compiled = torch.compile(unet, fullgraph=True, mode="reduce-overhead" if on_gpu else "default")
 
-    def network(x_t: Tensor, t: int, text: Tensor, edits: Sequence[AttentionEdit | None] = ()) -> Tensor:
+    def network(x_t: Tensor, t: float | Tensor, condition: Condition, edits: Edits = ()) -> Tensor:
         # a number would be compiled in; and what a CUDA graph returns is overwritten by its next call
-        out = compiled(x_t, torch.full((1,), t, device=x_t.device), text, edits)
+        t = torch.as_tensor(t, dtype=torch.float32, device=x_t.device).reshape(-1)
+        out = compiled(x_t, t, replace(condition, kept=None), edits)
         return out.clone() if on_gpu else out
 
     return network
-
-
-def schedule(config: ScheduleConfig) -> Schedule:
-    return Schedule(config.num_timesteps, config.kind, config.beta_start, config.beta_end)
 
 
 def steps(cfg: DictConfig, config: ScheduleConfig) -> list[Step]:
     """The sampler group's steps through the model's schedule."""
     if type(cfg.steps) is not int:
         raise ValueError(f"sampler.steps={cfg.steps}: must be a whole number")
-    return schedule(config).steps(cfg.steps, cfg.spacing or config.spacing, config.steps_offset)
+    return Schedule.of(config).steps(cfg.steps, cfg.spacing, final=cfg.final)
 
 
 def sampler(cfg: DictConfig, config: ScheduleConfig) -> Callable[..., Iterator[tuple[Step, Tensor, Tensor]]]:
     """sampler(denoise, x_T, noise=...) -> generator: the sampler group's function with its settings and steps."""
     if not 0 <= cfg.get("eta", 0) <= 1:
         raise ValueError(f"sampler.eta={cfg.eta}: must be between 0 and 1")
-    settings = {key: value for key, value in cfg.items() if key not in ("steps", "spacing")}
-    if "final" in cfg and cfg.final is None and config.ends_clean:
-        settings["final"] = 1.0
-    function = create({"_partial_": True, **settings}, "sampler")
-    return partial(function, steps=steps(cfg, config), alpha_bar=schedule(config).alpha_bar)
+    settings = {key: value for key, value in cfg.items() if key not in ("steps", "spacing", "final")}
+    return partial(create({"_partial_": True, **settings}, "sampler"), steps=steps(cfg, config))
 
 
 def guidance(cfg: DictConfig) -> Guidance:
@@ -121,25 +109,9 @@ def create(cfg: DictConfig | dict[Any, Any], group: str) -> Any:
         raise ValueError(f"{group}: {error.__cause__ or error}") from error
 
 
-def rehearse(guidance: Guidance, steps: list[Step]) -> Rehearsal:
-    """Raises ValueError for a guidance that does not fit these steps, before anything is sampled."""
-    known: list[tuple[Text, str | None]] = []
-
-    def encode(prompt: str | None) -> Text:
-        known.append((Text(torch.empty(0)), prompt))
-        return known[-1][0]
-
-    texts = Texts(encode(None), encode(""), encode)
-    evaluations, stages = 0, list[Stretch]()
-    for step in steps:
-        branches = guidance.branches(texts, step)
-        evaluations += len(branches)
-        prompt = next(prompt for text, prompt in known if text is branches["cond"].text)
-        if stages and stages[-1].prompt == prompt:
-            stages[-1] = Stretch(prompt, stages[-1].steps + 1)
-        else:
-            stages.append(Stretch(prompt, 1))
-    return Rehearsal(evaluations, stages)
+def stretches(guidance: Guidance, steps: list[Step]) -> list[Stretch]:
+    """What a guidance shows, and for how long. Raises ValueError for one that does not fit these steps."""
+    return [Stretch(prompt, len(list(same))) for prompt, same in groupby(plan(guidance, steps))]
 
 
 def prompts(cfg: DictConfig) -> list[Prompt]:

@@ -25,8 +25,9 @@ from experiments.run.logger import Logger
 from experiments.run.prompts import Prompt
 from guidance import Guidance, guided
 from ldm import LatentDiffusion
-from samplers import ImageNoise, Step, as_eps
-from samplers.schedule import Network
+from ldm.condition import Conditions
+from samplers import ImageNoise, KeyedNoise, Step, as_x_0
+from samplers.predict import Denoise, Network, Predict
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Job:
     ours: list[int]  # the batches of this shard
     columns: int | None  # pictures of a prompt; None where prompts bring seeds of their own
     guidance: Guidance
-    rehearsal: build.Rehearsal
+    stages: list[build.Stretch]  # of its guidance
     device: torch.device
     model: LatentDiffusion
     network: Network  # the model's U-Net, compiled if so wanted
@@ -57,8 +58,8 @@ def main(cfg: DictConfig) -> None:
         print(f"shard {cfg.shard}: its {len(job.ours)} batches are done; others are missing yet: {folder}")
         return
     mean = sum(record["seconds"] for record in records) / len(records)
-    evaluations = job.rehearsal.evaluations
-    print(f"{len(records)} pictures, {mean:.2f} s and {evaluations} U-Net evaluations each: {folder}/grid.png")
+    evaluations = sum(record["evaluations"] for record in records) / len(records)
+    print(f"{len(records)} pictures, {mean:.2f} s and {evaluations:g} U-Net evaluations each: {folder}/grid.png")
 
 
 def prepare(cfg: DictConfig) -> Job:
@@ -79,8 +80,8 @@ def prepare(cfg: DictConfig) -> Job:
     shape = len(plan), *model.latent_shape(*size)
     noise = None if cfg.noise is None else read_noise(Path(cfg.noise), shape)
 
-    rehearsal = build.rehearse(guidance, build.steps(cfg.sampler, config.schedule))
-    if prompts[0].text is None and any(stage.prompt is None for stage in rehearsal.stages):
+    stages = build.stretches(guidance, build.steps(cfg.sampler, config.schedule))
+    if prompts[0].text is None and any(stage.prompt is None for stage in stages):
         raise ValueError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     del settings["logger"], settings["shard"]
@@ -92,7 +93,7 @@ def prepare(cfg: DictConfig) -> Job:
         list(range(len(batches)))[shard::shards],
         None if any(prompt.seed is not None for prompt in prompts) else len(seeds),
         guidance,
-        rehearsal,
+        stages,
         device,
         model,
         build.network(model.unet, cfg.compile),
@@ -105,10 +106,10 @@ def prepare(cfg: DictConfig) -> Job:
 def draw(job: Job, folder: Path, logger: Logger) -> list[dict[str, Any]] | None:
     """Make what is missing in the run folder; its records, or None while another shard's batches are missing."""
     cfg = job.cfg
-    cut = warn_of_cut_prompts(job.model, job.prompts, job.rehearsal)
+    cut = warn_of_cut_prompts(job.model, job.prompts, job.stages)
     run = Run(folder, job.settings, job.device, build.shard(cfg.shard))
     steps = sum(len(job.batches[b]) if cfg.deterministic else 1 for b in job.ours) * cfg.sampler.steps
-    with torch.inference_mode(), tqdm(total=steps, unit="step", desc="sampling") as bar:
+    with torch.no_grad(), tqdm(total=steps, unit="step", desc="sampling") as bar:
         for b in job.ours:
             batch = job.batches[b]
             if run.has(b, batch, cfg.save_latents):
@@ -120,13 +121,15 @@ def draw(job: Job, folder: Path, logger: Logger) -> list[dict[str, Any]] | None:
                 draw_together(job, batch[i : i + together], b * cfg.batch_size + i, bar.update)
                 for i in range(0, len(batch), together)
             ]
-            x_T, x_0, images = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            *tensors, rows = zip(*parts, strict=True)
+            x_T, x_0, images = (torch.cat(some) for some in tensors)
+            evaluations = sum(rows) // len(batch)
             if cfg.save_latents:
                 run.add_latents(b, x_T, x_0)
             seconds = (time.perf_counter() - start) / len(batch)
             for (p, seed), image in zip(batch, images, strict=True):
-                record = {"prompt_index": p, **asked(job.prompts[p], job.rehearsal), "seed": seed}
-                record |= {"evaluations": job.rehearsal.evaluations, "seconds": round(seconds, 4)}
+                record = {"prompt_index": p, **asked(job.prompts[p], job.stages), "seed": seed}
+                record |= {"evaluations": evaluations, "seconds": round(seconds, 4)}
                 record |= {"cut": cut[p]} if p in cut else {}
                 run.add(image, determined_by(job.settings, job.prompts[p], seed, job.size), record)
             logger.log({"seconds_per_image": seconds, "images": len(run.records)})
@@ -136,45 +139,58 @@ def draw(job: Job, folder: Path, logger: Logger) -> list[dict[str, Any]] | None:
         picture = contact_sheet(folder, records) if job.columns is None else grid(folder, records, job.columns)
         save_png(picture, folder / "grid.png")
         mean = sum(record["seconds"] for record in records) / len(records)
-        logger.summary({"mean_seconds_per_image": mean, "unet_evaluations_per_image": job.rehearsal.evaluations})
+        evaluations = sum(record["evaluations"] for record in records) / len(records)
+        logger.summary({"mean_seconds_per_image": mean, "unet_evaluations_per_image": evaluations})
         logger.images("samples", records, folder)
     return records
 
 
 def draw_together(
     job: Job, pictures: list[tuple[int, int]], first: int, progress: Callable[[], Any]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """x_T and x_0 [B, C, h, w] and images [B, 3, H, W] of (prompt index, seed)s; `first` counts those before them."""
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """x_T and x_0 [B, C, h, w], images [B, 3, H, W] and the rows that the network evaluated for them.
+
+    pictures  (prompt index, seed) of each; `first` counts those before them
+    """
     prompts, seeds = [job.prompts[p] for p, _ in pictures], [seed for _, seed in pictures]
     noise = ImageNoise(seeds, job.model.latent_shape(*job.size), job.device)
     x_T = noise()
     if job.noise is not None:
         x_T = job.noise[first:][: len(pictures)].to(job.device)
     sampler = partial(job.sampler, noise=noise)
-    x_0 = sample(job.model, job.guidance, sampler, x_T, prompts, progress, job.network, job.cfg.max_batch)
-    return x_T, x_0, job.model.decode(x_0).cpu()
+    predict = Counted(as_x_0(job.network, job.model.config.schedule.prediction))
+    conditions = conditions_of(job.model, prompts, seeds)
+    x_0 = sample(guided(predict, job.guidance, conditions, job.cfg.max_batch), sampler, x_T, progress)
+    return x_T, x_0, job.model.decode(x_0).cpu(), predict.rows
+
+
+@dataclass
+class Counted:
+    """A predictor, and the rows it has evaluated."""
+
+    predict: Predict
+    rows: int = 0
+
+    def __call__(self, x_t: Tensor, *told: Any) -> Tensor:
+        self.rows += len(x_t)
+        return self.predict(x_t, *told)
+
+
+def conditions_of(model: LatentDiffusion, prompts: list[Prompt], seeds: list[int]) -> Conditions:
+    """What a guidance draws on for pictures of these prompts and seeds."""
+    texts, negative = [prompt.text or "" for prompt in prompts], [prompt.negative for prompt in prompts]
+    return model.conditions(texts, negative, KeyedNoise(seeds, model.device))
 
 
 def sample(
-    model: LatentDiffusion,
-    guidance: Guidance,
+    denoise: Denoise,
     sampler: Callable[..., Iterator[tuple[Step, Tensor, Tensor]]],
     x_T: Tensor,
-    prompts: list[Prompt],
     progress: Callable[[], Any],
-    network: Network | None = None,
-    max_batch: int | None = None,
 ) -> Tensor:
-    """Latents x_0 [B, C, h, w] of a batch. Raises ValueError naming the first step after which they are not finite.
-
-    network    takes the place of the model's U-Net: the same, compiled
-    max_batch  rows of one forward at most, see `guidance.guided`
-    """
-    schedule = model.config.schedule
-    predict = as_eps(network or model.unet, schedule.prediction, build.schedule(schedule).alpha_bar)
-    texts = model.texts([prompt.text or "" for prompt in prompts], [prompt.negative for prompt in prompts])
+    """Latents x_0 [B, C, h, w] of a batch. Raises ValueError naming the first step after which they are not finite."""
     steps, finite = [], []
-    for step, x_t, _ in sampler(guided(predict, guidance, texts, max_batch), x_T):  # noqa: B007
+    for step, x_t, _ in sampler(denoise, x_T):  # noqa: B007
         steps.append(step)
         finite.append(x_t.isfinite().all())
         progress()
@@ -182,17 +198,17 @@ def sample(
     if bad:
         step = steps[bad[0]]
         raise ValueError(
-            f"latents are not finite after step {step.i + 1} of {step.n} (timestep {step.t}): "
+            f"latents are not finite after step {step.i + 1} of {step.n} (t={step.now.t:g}): "
             "lower the guidance's scales, or use dtype=float32 if this was float16"
         )
     return x_t
 
 
-def asked(prompt: Prompt, rehearsal: build.Rehearsal) -> dict[str, Any]:
+def asked(prompt: Prompt, stages: list[build.Stretch]) -> dict[str, Any]:
     """What a picture was asked to show: its prompt, and its stages if they have prompts of their own."""
     record: dict[str, Any] = {} if prompt.text is None else {"prompt": prompt.text}
-    if any(stage.prompt is not None for stage in rehearsal.stages):
-        record["stages"] = [{"prompt": stage.prompt or prompt.text, "steps": stage.steps} for stage in rehearsal.stages]
+    if any(stage.prompt is not None for stage in stages):
+        record["stages"] = [{"prompt": stage.prompt or prompt.text, "steps": stage.steps} for stage in stages]
     record["negative_prompt"] = prompt.negative
     return record | ({"objects": list(prompt.objects)} if prompt.objects else {})
 
@@ -226,10 +242,10 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
     return tensors["x_T"].float()
 
 
-def warn_of_cut_prompts(model: LatentDiffusion, prompts: list[Prompt], rehearsal: build.Rehearsal) -> dict[int, str]:
+def warn_of_cut_prompts(model: LatentDiffusion, prompts: list[Prompt], plan: list[build.Stretch]) -> dict[int, str]:
     """Warn of text beyond the 77 tokens; what is cut off, by prompt index."""
     cut: dict[int, list[str]] = {p: [] for p in range(len(prompts))}
-    stages = [stage.prompt for stage in rehearsal.stages if stage.prompt is not None]
+    stages = [stage.prompt for stage in plan if stage.prompt is not None]
     for p, prompt in enumerate(prompts):
         texts = [*stages, prompt.text or "", prompt.negative]
         cut[p] = [rest for rest in model.tokenizer(texts).cut if rest]

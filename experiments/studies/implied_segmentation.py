@@ -75,12 +75,12 @@ class ImpliedSegmentation(SceneStudy):
         check_choice("candidates", self.candidates, ("words", "all_but_bos"))
         check_choice("span", self.span, ("phrase", "noun"))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def measure(self, model: LatentDiffusion, bench: Bench, folder: Path) -> Result:
         scenes, words, maps = list[Scene](), list[Sequence[Span]](), list[dict[str, Tokens]]()
         for noised in self.batches(model, bench):
             scenes += noised.scenes
-            words += noised.texts.cond.spans
+            words += noised.conditions.cond.spans
             maps += self.look(model, noised)
         scores = [
             self.scores(seen, scene, scenes[(i + 1) % len(scenes)], spans)
@@ -100,7 +100,7 @@ class ImpliedSegmentation(SceneStudy):
         """For each scene, the tokens by layer, and those of all layers together."""
         found: list[dict[str, Tokens]] = [{} for _ in noised.scenes]
         means: list[list[Tensor]] = [[] for _ in noised.scenes]  # [L, h, w] of each layer
-        words = noised.texts.cond.spans
+        words = noised.conditions.cond.spans
         of_objects = [[Span("", *span) for span in self.spans(scene.objects)] for scene in noised.scenes]
 
         def tokens(weights: Tensor, argmax: str, b: int, height: int, width: int) -> Tokens:
@@ -116,7 +116,7 @@ class ImpliedSegmentation(SceneStudy):
                 found[b][layer_name(site)] = tokens(own, self.argmax, b, site.height, site.width)
                 means[b].append(own[0].mean(dim=0).mT.reshape(-1, site.height, site.width))
 
-        predict_each(model, noised, {"cond": Branch(noised.texts.cond, record(store))})
+        predict_each(model, noised, {"cond": Branch(noised.conditions.cond, (record(store),))})
         for b, layers in enumerate(means):
             mean = average(layers)
             found[b][ALL] = tokens(mean.flatten(1).mT[None, None], "mean", b, *mean.shape[1:])

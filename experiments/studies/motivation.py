@@ -17,7 +17,6 @@ from experiments.emoji.world import LAYOUTS, Object, Scene
 from experiments.metrics import Bench, Result
 from experiments.metrics.estimates import Bootstrap, Estimate, interval
 from experiments.pictures import save_png, to_image
-from experiments.run import build
 from experiments.studies.scenes import (
     PICTURED,
     Noised,
@@ -30,9 +29,10 @@ from experiments.studies.scenes import (
 )
 from guidance import Branch, ClassifierFree, guided
 from ldm import LatentDiffusion
-from ldm.config import ScheduleConfig
-from ldm.text import Text, Tokenizer
-from samplers import Step, ddim
+from ldm.condition import Condition
+from ldm.text import Tokenizer
+from samplers import Flow, Schedule, Step, ddim
+from samplers.schedule import steps_through
 
 Numbers = dict[str, float]
 TINY = 1e-12  # the least energy, so that a direction that is zero everywhere has equal shares
@@ -72,7 +72,7 @@ class Motivation(SceneStudy):
             if type(value) is not int or value < least:
                 raise ValueError(f"{name}={value}: must be a whole number of at least {least}")
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def measure(self, model: LatentDiffusion, bench: Bench, folder: Path) -> Result:
         scenes, rows = list[Scene](), list[list[Image.Image | None]]()
         gains, details = list[list[Numbers]](), list[list[Numbers]]()  # of each scene, of each left-out object
@@ -104,30 +104,28 @@ class Motivation(SceneStudy):
         save_png(figure(rows, scenes[:PICTURED], columns, title, {}), folder / "figure.png")
         return Result(share(gains, "log2_gain", captions, bootstrap), estimates, about=self.about(model))
 
-    def draw(self, model: LatentDiffusion, noised: Noised, negatives: Sequence[Text], count: int) -> Tensor:
+    def draw(self, model: LatentDiffusion, noised: Noised, negatives: Sequence[Condition], count: int) -> Tensor:
         """The first `count` pictures [negatives, count or less, 3, H, W], in 0..1, that x_t becomes."""
-        config = model.config.schedule
-        alpha_bar = build.schedule(config).alpha_bar
-        steps = steps_from(self.timestep, config, self.steps)
+        steps = steps_from(self.timestep, Schedule.of(model.config.schedule), self.steps)
         x_t = noised.x_t[:count]
         if not len(x_t):
             return torch.empty(len(negatives), 0)
         drawn = []
         for negative in negatives:
-            texts = replace(noised.texts, cond=first(noised.texts.cond, count), negative=first(negative, count))
-            denoise = guided(predictor(model), ClassifierFree(self.scale), texts)
-            *_, (_, x_0, _) = ddim(denoise, x_t, steps, alpha_bar, final=1.0 if config.ends_clean else None)
+            some = slice(count)
+            cond, negative = noised.conditions.cond.rows(some), negative.rows(some)
+            conditions = replace(noised.conditions, cond=cond, negative=negative)
+            denoise = guided(predictor(model), ClassifierFree(self.scale), conditions)
+            *_, (_, x_0, _) = ddim(denoise, x_t, steps)
             drawn.append(model.decode(x_0).cpu())
         return torch.stack(drawn)
 
 
-def steps_from(timestep: int, config: ScheduleConfig, n: int) -> list[Step]:
-    """From this timestep to the end, by those of n sampling steps that are below it."""
-    schedule = build.schedule(config)
-    below = [step.t for step in schedule.steps(n, config.spacing, config.steps_offset) if step.t < timestep]
-    sigma = (1 / schedule.alpha_bar - 1).sqrt()
-    pairs = zip([timestep, *below], [*below, None], strict=True)
-    return [Step(i, len(below) + 1, t, s, sigma[t].item()) for i, (t, s) in enumerate(pairs)]
+def steps_from(timestep: int, schedule: Schedule | Flow, n: int) -> list[Step]:
+    """The steps from this timestep to the end, by those of n sampling steps that are below it."""
+    steps = schedule.steps(n)
+    below = [step.now for step in steps if step.now.t < timestep]
+    return steps_through([schedule.level(timestep), *below, steps[-1].to])
 
 
 def without(caption: str, thing: Object) -> str:
@@ -138,19 +136,15 @@ def without(caption: str, thing: Object) -> str:
     raise ValueError(f"'{caption}' does not name its object '{thing.label}'")
 
 
-def negative_texts(model: LatentDiffusion, noised: Noised) -> list[Text]:
+def negative_texts(model: LatentDiffusion, noised: Noised) -> list[Condition]:
     """Empty; without the first object's noun; without the second's."""
     lacking = [[without(scene.caption, scene.objects[i]) for scene in noised.scenes] for i in range(2)]
-    return [noised.texts.negative, *(model.encode_text(captions) for captions in lacking)]
+    return [noised.conditions.negative, *(model.condition(captions) for captions in lacking)]
 
 
-def first(text: Text, count: int) -> Text:
-    return Text(text.embedding[:count], text.spans[:count])
-
-
-def direction_energies(model: LatentDiffusion, noised: Noised, negatives: Sequence[Text]) -> Tensor:
+def direction_energies(model: LatentDiffusion, noised: Noised, negatives: Sequence[Condition]) -> Tensor:
     """Squared length [negatives, B, h, w] of eps(c) - eps(negative) in each cell."""
-    branches = {"cond": Branch(noised.texts.cond)} | {f"{i}": Branch(text) for i, text in enumerate(negatives)}
+    branches = {"cond": Branch(noised.conditions.cond)} | {f"{i}": Branch(text) for i, text in enumerate(negatives)}
     eps = predict_each(model, noised, branches)
     return torch.stack([(eps["cond"] - eps[f"{i}"]).square().sum(dim=1) for i in range(len(negatives))]).cpu()
 

@@ -15,15 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments.attention.sheets import HEAT, NO_WORD, PALETTE, enlarge, join, legend, text_lines, tinted
-from experiments.emoji.world import EmojiScenes, Object, Scene, World, collate, load_atlas, numbers
+from experiments.emoji.world import EmojiScenes, Object, Scene, World, collate, load_atlas, settings_of
 from experiments.metrics import Bench
 from experiments.pictures import sheet
-from experiments.run import build
 from guidance import Branch, guided
-from guidance.branch import Predict
 from ldm import LatentDiffusion
-from ldm.text import Span, Texts
-from samplers import ImageNoise, Step, add_noise, as_eps
+from ldm.condition import Conditions, Span
+from samplers import ImageNoise, Schedule, Step, as_x_0
+from samplers.predict import Predict
+from samplers.schedule import CLEAN
 
 Range = tuple[int, int]  # positions of tokens; the second exclusive
 PICTURED = 4  # scenes on a figure
@@ -33,12 +33,12 @@ OWNERS["other words"] = "#fff2a8"
 
 @dataclass(frozen=True)
 class Noised:
-    """B scenes at a timestep: x_0 and x_t [B, C, h, w] in float32, their captions' texts, and t as a step by itself."""
+    """B scenes at a timestep: x_0 and x_t [B, C, h, w] in float32, their captions' conditions, and t as a lone step."""
 
     scenes: list[Scene]
     x_0: Tensor
     x_t: Tensor
-    texts: Texts
+    conditions: Conditions
     step: Step
 
 
@@ -73,22 +73,21 @@ class SceneStudy:
 
     def batches(self, model: LatentDiffusion, bench: Bench) -> Iterator[Noised]:
         """The scenes in order. Raises ValueError for a timestep beyond the model's, and for icons that are missing."""
-        schedule = build.schedule(model.config.schedule)
+        schedule = Schedule.of(model.config.schedule)
         if self.timestep >= schedule.num_timesteps:
             raise ValueError(f"timestep={self.timestep}: the model's are 0 to {schedule.num_timesteps - 1}")
-        alpha_bar_t = schedule.alpha_bar[self.timestep]
-        step = Step(0, 1, self.timestep, None, (1 / alpha_bar_t - 1).sqrt().item())
-        world = World(**numbers(self.world))
+        step = Step(0, 1, schedule.level(self.timestep), CLEAN)
+        world = World(**settings_of(self.world))
         shape = model.latent_shape(world.image_size, world.image_size)
         atlas = load_atlas(world, Path(self.icons), Path(self.cache))
         drawn = EmojiScenes(world, atlas, "held_out", self.seed, layouts=tuple(self.layouts), tinted=self.tinted)
         for i in tqdm(range(0, self.count, bench.batch_size), desc=f"t={self.timestep}", leave=False):
             indices = range(i, min(i + bench.batch_size, self.count))
             scenes = [drawn[j] for j in indices]
-            pixels = collate(scenes, world).pixels().to(model.device, model.unet.conv_in.weight.dtype)
+            pixels = collate(scenes, world).pixels().to(model.device, model.dtype)
             x_0 = model.autoencoder.encode(pixels)[0].float()
-            x_t = add_noise(x_0, ImageNoise(indices, shape, model.device)(), alpha_bar_t)
-            yield Noised(scenes, x_0, x_t, model.texts([scene.caption for scene in scenes]), step)
+            x_t = step.now.x_t(x_0, ImageNoise(indices, shape, model.device)())
+            yield Noised(scenes, x_0, x_t, model.conditions([scene.caption for scene in scenes]), step)
 
     def about(self, model: LatentDiffusion) -> dict[str, Any]:
         """What the numbers depend on. Sampling begins at the largest t, so that few steps come before a large one."""
@@ -113,8 +112,9 @@ class Passes:
 
     wanted: dict[str, Branch]
     eps: dict[str, Tensor] = field(default_factory=dict)
+    space = "eps"
 
-    def branches(self, texts: Texts, step: Step) -> dict[str, Branch]:
+    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         return self.wanted
 
     def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
@@ -123,15 +123,14 @@ class Passes:
 
 
 def predictor(model: LatentDiffusion) -> Predict:
-    """The model's eps_theta(x_t, t, text, edits)."""
-    schedule = model.config.schedule
-    return as_eps(model.unet, schedule.prediction, build.schedule(schedule).alpha_bar)
+    """The model's clean estimate x_0 of (x_t, level, condition, edits)."""
+    return as_x_0(model.unet, model.config.schedule.prediction)
 
 
 def predict_each(model: LatentDiffusion, noised: Noised, branches: dict[str, Branch]) -> dict[str, Tensor]:
     """eps [B, C, h, w] of the scenes' x_t, in float32, under each branch; one forward of the U-Net."""
     passes = Passes(branches)
-    guided(predictor(model), passes, noised.texts)(noised.x_t, noised.step)
+    guided(predictor(model), passes, noised.conditions)(noised.x_t, noised.step)
     return passes.eps
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from experiments.emoji.judge import Judge
-from experiments.emoji.world import EmojiScenes, World, pixels
+from experiments.emoji.world import EmojiScenes, World, first_images
 from experiments.files import read_lines
 from experiments.metrics import Bench
 from experiments.metrics.estimates import Estimate
@@ -78,7 +78,7 @@ def frechet_distances(
         layouts, tinted = ("beside", "above") if "two" in kind else ("one",), "coloured" in kind
         for seed, into in ((cfg.test_seed, own), (OTHER_SCENES, other)):
             scenes = EmojiScenes(world, atlas, "held_out", seed, layouts=layouts, tinted=tinted)
-            into += list(pixels(scenes, cfg.count))
+            into += list(first_images(scenes, cfg.count))
     target = gaussian(features(judge, other))
     return {
         "drawn": frechet_distance(gaussian(features(judge, drawn)), target),

@@ -65,13 +65,13 @@ class SegfreeExact(SceneStudy):
         """Raises ValueError for a wrong setting."""
         return SegmentationFree(cfg_steps=0, sf_scale=self.sf_scale, argmax=self.argmax, candidates=self.candidates)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def measure(self, model: LatentDiffusion, bench: Bench, folder: Path) -> Result:
         scores, scenes, rows = list[dict[str, float | None]](), list[Scene](), list[list[Image.Image]]()
         for noised in self.batches(model, bench):
             eps, pushed = self.passes(model, noised)
             exact, words = exact_form(model, noised, eps["cond"], (pushed.shape[1], pushed.shape[2]))
-            for b, (scene, spans) in enumerate(zip(noised.scenes, noised.texts.cond.spans, strict=True)):
+            for b, (scene, spans) in enumerate(zip(noised.scenes, noised.conditions.cond.spans, strict=True)):
                 practical, cfg = (eps["cond"][b] - eps[name][b] for name in ("rest", "empty"))
                 found = Forms(spans, exact[b].cpu(), practical.cpu(), cfg.cpu(), words[b].cpu(), pushed[b])
                 scores.append(score(scene, found))
@@ -92,15 +92,15 @@ class SegfreeExact(SceneStudy):
 
         Those are indices [B, p, q] on the finest grid of the layers; the number of a caption's words means none.
         """
-        texts, votes = noised.texts, [list[Tensor]() for _ in noised.scenes]
+        conditions, votes = noised.conditions, [list[Tensor]() for _ in noised.scenes]
 
         def store(site: Site, weights: Tensor) -> None:
-            for b, words in enumerate(texts.cond.spans):
+            for b, words in enumerate(conditions.cond.spans):
                 votes[b].append(word_votes(weights[b], words, site, self.argmax, self.candidates).cpu())
 
-        branches = self.form().branches(texts, noised.step)
-        branches["cond"] = Branch(texts.cond, record(store))
-        branches["empty"] = Branch(texts.negative)
+        branches = self.form().branches(conditions, noised.step)
+        branches["cond"] = Branch(conditions.cond, (record(store),))
+        branches["empty"] = Branch(conditions.negative)
         eps = predict_each(model, noised, branches)
         return eps, torch.stack([owner_map(average(finest(layers))) for layers in votes])
 
@@ -130,12 +130,12 @@ def finest(layers: Sequence[Tensor]) -> list[Tensor]:
 
 def exact_form(model: LatentDiffusion, noised: Noised, eps_c: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Directions [B, C, h, w] and words [B, p, q], see `SegfreeExact`; a pass for each word of the longest caption."""
-    text = noised.texts.cond
+    text = noised.conditions.cond
     longest = max(len(words) for words in text.spans)
     directions = list[Tensor]()
     for k in range(longest):
         edit = leave_out([words[k : k + 1] for words in text.spans])
-        directions.append(eps_c - predict_each(model, noised, {"cond": Branch(text, edit)})["cond"])
+        directions.append(eps_c - predict_each(model, noised, {"cond": Branch(text, (edit,))})["cond"])
     every = torch.stack(directions)  # [words, B, C, h, w]
     change = torch.stack([F.adaptive_avg_pool2d(d.square().sum(dim=1), grid) for d in directions])
     for b, words in enumerate(text.spans):

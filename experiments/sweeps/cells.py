@@ -108,7 +108,7 @@ def study(cfg: DictConfig, folder: Path) -> Measured:
 def draw_maps(job: draw.Job, folder: Path) -> None:
     """Draws maps.png and semantics.png of the run's first picture, from the same noise."""
     prompt, seed = job.prompts[0], job.batches[0][0][1]
-    stages = [build.Stretch(prompt.text if s.prompt is None else s.prompt, s.steps) for s in job.rehearsal.stages]
+    stages = [build.Stretch(prompt.text if s.prompt is None else s.prompt, s.steps) for s in job.stages]
     attention.check_words(job.model, [str(stage.prompt) for stage in stages])
     noise = ImageNoise([seed], job.model.latent_shape(*job.size), job.device)
     x_T = noise()  # the image's first draw, also where a file replaces it

@@ -1,16 +1,18 @@
-"""Train one part of the embedded model: `python -m experiments.train part=small/autoencoder`, and so on.
+"""The training loop: `train` runs it, `step_of` takes one optimizer step, `State` is what a checkpoint holds.
 
 Everything random is a function of (seed, step, micro-batch): scenes, noise, timesteps, dropped captions. So a run that
-was stopped goes on from its checkpoint as if nothing had happened, to the last bit on the same machine, and several
-processes (torchrun) share the micro-batches of a step among them and learn what one would.
+was stopped resumes from its checkpoint and ends, on the same machine, in the same bits as an undisturbed one, and
+several processes (torchrun) share the micro-batches of a step among them and learn what one would.
 """
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +25,99 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from experiments.emoji.world import Batch, EmojiScenes, World, collate, load_atlas, numbers
+from experiments.emoji.world import Batch, EmojiScenes, World, collate, load_atlas, settings_of
 from experiments.files import difference, say, write
 from experiments.pictures import save_png
+from experiments.run import build
 from experiments.run.logger import Logger
 from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
 
+CLIPPED_NORM = 1.0  # of the gradient, at most
+
+
+def train(cfg: DictConfig) -> None:
+    """Trains the part that the config describes, or resumes it from `out`/checkpoint.pt.
+
+    Raises ValueError for missing icons, a missing earlier part, and a checkpoint in `out` that another config made.
+    """
+    with joined(cfg.device) as team:
+        if cfg.part.batch % (cfg.part.micro * team.size):
+            raise ValueError(f"part.batch={cfg.part.batch}: must be a multiple of part.micro x processes")
+        world = World(**settings_of(cfg.world))
+        atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
+        scenes = EmojiScenes(world, atlas, "train", cfg.seed, length=max(cfg.part.steps * cfg.part.batch, 512))
+        held_out = EmojiScenes(world, atlas, "held_out")
+
+        torch.manual_seed(cfg.seed)  # of the initial weights
+        part = build_part(cfg, scenes).to(team.device).to(memory_format=torch.channels_last)
+        state = State.begin(part.network)
+        progress = Progress(cfg, part, state, held_out, writes=team.rank == 0)
+        loss_of = DistributedDataParallel(part) if team.size > 1 else part
+        batches = micro_batches(cfg, scenes, progress.steps, team)
+        for _ in progress:
+            step_of(cfg, loss_of, state, batches, team)
+            progress.report()
+        progress.finish()
+
+
+def step_of(cfg: DictConfig, loss_of: nn.Module, state: "State", batches: Iterator[Batch], team: "Team") -> None:
+    """Takes one optimizer step on the mean loss of a batch, of which each process computes every `size`-th micro-batch.
+
+    `loss_of` is the part, in DistributedDataParallel where there are several processes.
+    """
+    recipe, micros = cfg.part, cfg.part.batch // cfg.part.micro
+    loss = torch.zeros((), device=team.device)
+    for micro in range(team.rank, micros, team.size):
+        g = generator_of(cfg.seed, state.step, micro)
+        with contextlib.ExitStack() as last_one_synchronizes:
+            if team.size > 1 and micro + team.size < micros:
+                last_one_synchronizes.enter_context(cast(DistributedDataParallel, loss_of).no_sync())
+            with torch.autocast(team.device.type, torch.bfloat16, enabled=cfg.bf16):
+                share = loss_of(next(batches).to(team.device), g) * team.size / micros
+            share.backward()
+        loss += share.detach() / team.size
+    if team.size > 1:
+        dist.all_reduce(loss)
+    settings = state.optimizer.param_groups[0]
+    nn.utils.clip_grad_norm_(settings["params"], CLIPPED_NORM)
+    settings["lr"] = learning_rate(state.step, recipe.steps, recipe.warmup, recipe.lr)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.average(recipe.ema_decay)
+    state.losses.append(loss)
+    state.step += 1
+
+
+def generator_of(seed: int, step: int, micro: int) -> torch.Generator:
+    """Returns the CPU generator of all draws of one micro-batch.
+
+    Its seed is a hash of the three numbers, because a CPU generator keeps only the lower 32 bits of its seed.
+    """
+    digest = hashlib.blake2b(f"{seed},{step},{micro}".encode(), digest_size=4).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big"))
+
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
+    """Returns a linear rise to `peak` over the warm-up, times a cosine that ends at 0."""
+    return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def micro_batches(cfg: DictConfig, scenes: EmojiScenes, steps: range, team: "Team") -> Iterator[Batch]:
+    """Yields this process's micro-batches, step after step: every `size`-th of each batch, from the `rank`-th on."""
+    batch, micro = cfg.part.batch, cfg.part.micro
+    indices = (
+        list(range(first, first + micro))
+        for step in steps
+        for first in range(step * batch + team.rank * micro, (step + 1) * batch, team.size * micro)
+    )
+    loader = DataLoader(
+        scenes, batch_sampler=indices, collate_fn=partial(collate, world=scenes.world), num_workers=cfg.workers
+    )
+    return iter(loader)
+
 
 def build_part(cfg: DictConfig, scenes: EmojiScenes) -> Part:
+    """Returns the part that the config names, with its initial weights."""
     if cfg.part.name == "unet":
         return UNetPart(cfg.part, scenes, Path(cfg.autoencoder), Path(cfg.clip))
     kinds: dict[str, Callable[[DictConfig, EmojiScenes], Part]]
@@ -38,152 +125,169 @@ def build_part(cfg: DictConfig, scenes: EmojiScenes) -> Part:
     return kinds[cfg.part.name](cfg.part, scenes)
 
 
-def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """A linear rise to `peak` over the warm-up, times a cosine that ends at 0."""
-    return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+@dataclass(frozen=True)
+class Team:
+    """The processes that share a training: those of torchrun, or this one alone."""
 
-
-def save_atomically(state: dict[str, Any], path: Path) -> None:
-    """Whatever happens meanwhile, `path` holds a whole checkpoint: the last one, or this."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def micro_batches(
-    cfg: DictConfig, scenes: EmojiScenes, start: int, stop: int, rank: int, ranks: int
-) -> Iterator[Batch]:
-    """This process's micro-batches, step after step: every `ranks`-th of each batch, from the `rank`-th on."""
-    batch, micro = cfg.part.batch, cfg.part.micro
-    indices = [
-        list(range(first, first + micro))
-        for step in range(start, stop)
-        for first in range(step * batch + rank * micro, (step + 1) * batch, ranks * micro)
-    ]
-    loader = DataLoader(
-        scenes, batch_sampler=indices, collate_fn=partial(collate, world=scenes.world), num_workers=cfg.workers
-    )
-    return iter(loader)
+    rank: int
+    size: int
+    device: torch.device  # of this process
 
 
 @contextlib.contextmanager
-def averaged(network: nn.Module, ema: dict[str, Tensor]) -> Iterator[None]:
-    """The network with its averaged weights, for a while."""
-    weights = {name: weight.detach().clone() for name, weight in network.named_parameters()}
-    network.load_state_dict(ema, strict=False)
-    network.eval()
-    yield
-    network.load_state_dict(weights, strict=False)
-    network.train()
+def joined(device_name: str) -> Iterator[Team]:
+    """Joins the processes of a training for the length of a block. Several on GPUs have one GPU each.
 
-
-def train(cfg: DictConfig) -> None:
-    """Run the training that the config describes, or go on with it, from and to `out`/checkpoint.pt.
-
-    Raises ValueError for missing icons, a missing earlier part, and a checkpoint in `out` that another config made.
+    Raises ValueError for a device that is not there, and for one GPU named to several processes.
     """
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device=cuda is not available here: use device=cpu")
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if cfg.part.batch % (cfg.part.micro * ranks):
-        raise ValueError(f"part.batch={cfg.part.batch}: must be a multiple of part.micro x processes")
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cfg.device == "cuda" else "cpu"
-    if ranks > 1:
-        dist.init_process_group("nccl" if cfg.device == "cuda" else "gloo")
-    world = World(**numbers(cfg.world))
-    atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
-    scenes = EmojiScenes(world, atlas, "train", cfg.seed, length=max(cfg.part.steps * cfg.part.batch, 512))
-    held_out = EmojiScenes(world, atlas, "held_out")
-    out = Path(cfg.out)
-    out.mkdir(parents=True, exist_ok=True)
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = build.device(device_name)
+    if size > 1 and device.type == "cuda":
+        if device.index is not None:
+            raise ValueError(f"device={device_name}: each of {size} processes takes a GPU of its own: use device=cuda")
+        device = build.device(f"cuda:{os.environ['LOCAL_RANK']}")
+    if size > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Team(rank, size, device)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
 
-    torch.manual_seed(cfg.seed)  # of the initial weights
-    part = build_part(cfg, scenes).to(device).to(memory_format=torch.channels_last)
-    network = part.network
-    weights = dict(network.named_parameters())
-    trained = [weight for weight in weights.values() if weight.requires_grad]
-    ema = {name: weight.detach().clone() for name, weight in weights.items()}
-    # without weight decay, which would shrink the embeddings of all the tokens that no caption contains
-    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    start, seconds, history, losses = 0, 0.0, [], list[Tensor]()
 
-    # a checkpoint goes on only under the recipe that made it; where things lie is no part of that
-    recipe = plain(OmegaConf.masked_copy(cfg, ["part", "world", "seed", "bf16"]))
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+@dataclass
+class State:
+    """All that changes from step to step; a checkpoint holds it."""
+
+    network: nn.Module
+    ema: dict[str, Tensor]  # running averages of the network's parameters
+    optimizer: torch.optim.Optimizer
+    step: int = 0  # the number of steps taken
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)  # mean losses of `log_every` steps each
+    losses: list[Tensor] = field(default_factory=list)  # of the steps since the last row of history
+
+    @classmethod
+    def begin(cls, network: nn.Module) -> "State":
+        """Returns the state before the first step."""
+        parameters = dict(network.named_parameters())
+        trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
+        # without weight decay, which would shrink the embeddings of all the tokens that no caption contains
+        optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+        return cls(network, {name: value.detach().clone() for name, value in parameters.items()}, optimizer)
+
+    def average(self, decay: float) -> None:
+        """Moves the running averages towards the parameters; at first they forget faster than `decay` says."""
+        decay = min(decay, (1 + self.step) / (10 + self.step))
+        parameters = [parameter.detach() for parameter in self.network.parameters()]
+        torch._foreach_lerp_(list(self.ema.values()), parameters, 1 - decay)
+
+    def save(self, path: Path, recipe: dict[str, Any]) -> None:
+        """Writes a checkpoint; whatever happens meanwhile, `path` holds a whole one: the last, or this."""
+        state = {name: getattr(self, name) for name in ("ema", "step", "seconds", "history", "losses")}
+        state |= {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "recipe": recipe}
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            torch.save(state, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load(self, path: Path, recipe: dict[str, Any]) -> None:
+        """Takes over a checkpoint's values. Raises ValueError if it was made under another recipe."""
+        device = next(self.network.parameters()).device
+        state = torch.load(path, map_location=device, weights_only=True)
         if changed := difference(state["recipe"], recipe):
-            raise ValueError(f"{checkpoint} is of another config ({changed}): choose another out=FOLDER")
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema, start, seconds, history = (state[key] for key in ("ema", "step", "seconds", "history"))
-        losses = list(state["losses"])
-    logger = Logger(cfg.logger, plain(cfg), out) if rank == 0 else None
-    loss_of = DistributedDataParallel(part) if ranks > 1 else part
+            raise ValueError(f"{path} is of another config ({changed}): choose another out=FOLDER")
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in ("ema", "step", "seconds", "history", "losses"):
+            setattr(self, name, state[name])
 
-    stop = min(cfg.part.steps, cfg.stop_after or cfg.part.steps)
-    micros = cfg.part.batch // cfg.part.micro  # in a step, over all processes
-    batches = micro_batches(cfg, scenes, start, stop, rank, ranks)
-    began = saved = time.time()
-    bar = tqdm(
-        range(start, stop), initial=start, total=cfg.part.steps, desc=cfg.part.name, mininterval=1, disable=rank > 0
-    )
-    for step in bar:
-        loss = torch.zeros((), device=device)
-        for micro in range(rank, micros, ranks):
-            g = torch.Generator("cpu").manual_seed((cfg.seed * 2**32 + step) * 2**16 + micro)
-            last = micro + ranks >= micros
-            wait = loss_of.no_sync() if ranks > 1 and not last else contextlib.nullcontext()  # type: ignore[operator]
-            with wait:
-                with torch.autocast(cfg.device, torch.bfloat16, enabled=cfg.bf16):
-                    share = loss_of(next(batches).to(device), g) * ranks / micros
-                share.backward()
-            loss += share.detach() / ranks
-        if ranks > 1:
-            dist.all_reduce(loss)
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.param_groups[0]["lr"] = learning_rate(step, cfg.part.steps, cfg.part.warmup, cfg.part.lr)
-        optimizer.step()
-        optimizer.zero_grad()
-        decay = min(cfg.part.ema_decay, (1 + step) / (10 + step))  # at first the average forgets faster
-        torch._foreach_lerp_(list(ema.values()), [weight.detach() for weight in weights.values()], 1 - decay)
-        losses.append(loss)
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Gives the network its averaged parameters, in evaluation mode, for the length of a block."""
+        parameters = {name: value.detach().clone() for name, value in self.network.named_parameters()}
+        self.network.load_state_dict(self.ema, strict=False)
+        self.network.eval()
+        try:
+            yield
+        finally:
+            self.network.load_state_dict(parameters, strict=False)
+            self.network.train()
 
-        logs = (step + 1) % cfg.log_every == 0
-        saves = step + 1 == stop or (rank == 0 and time.time() - saved > cfg.save_seconds)
+
+class Progress:
+    """Iterates over the steps that are left, and shows, logs and stores how they go.
+
+    `out`/checkpoint.pt is resumed if it is there. Where several processes train, only the first one `writes`.
+    """
+
+    def __init__(self, cfg: DictConfig, part: Part, state: State, held_out: EmojiScenes, writes: bool):
+        self.cfg, self.part, self.state, self.held_out, self.writes = cfg, part, state, held_out, writes
+        self.out = Path(cfg.out)
+        self.checkpoint = self.out / "checkpoint.pt"
+        # a checkpoint is resumed only under the recipe that made it; where things lie is no part of that
+        self.recipe = resolved(OmegaConf.masked_copy(cfg, ["part", "world", "seed", "bf16"]))
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.exists():
+            state.load(self.checkpoint, self.recipe)
+        self.steps = range(state.step, min(cfg.part.steps, cfg.stop_after or cfg.part.steps))
+        self.logger = Logger(cfg.logger, resolved(cfg), self.out) if writes else None
+        self.counted = self.saved = time.time()
+        self.bar = tqdm(
+            self.steps, cfg.part.name, initial=state.step, total=cfg.part.steps, mininterval=1, disable=not writes
+        )
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.bar)
+
+    def report(self) -> None:
+        """Logs, draws and saves after a step, when it is time. Raises ValueError if the loss is not finite."""
+        cfg, state = self.cfg, self.state
+        logs = state.step % cfg.log_every == 0
+        saves = state.step == self.steps.stop or (self.writes and time.time() - self.saved > cfg.save_seconds)
         if logs or saves:
-            mean = torch.stack(losses).mean().item()
+            mean = torch.stack(state.losses).mean().item()
             if not math.isfinite(mean):
-                raise ValueError(f"the loss is not finite near step {step}; {checkpoint} holds the state before")
+                raise ValueError(f"the loss is not finite near step {state.step}; {self.checkpoint} is from before")
         if logs:
-            history.append({"step": step + 1, "loss": mean})
-            bar.set_postfix(loss=f"{mean:.4f}")
-            losses = []
-        if logger is not None and logs:
-            logger.log(history[-1])
-        if logger is not None and (step + 1) % cfg.picture_every == 0:
-            with averaged(network, ema):
-                picture = part.picture(held_out)
-            if picture is not None:
-                save_png(picture, out / "picture.png")
-                logger.images("pictures", [{"step": step + 1, "file": "picture.png"}], out)
-        if rank == 0 and saves:
-            state = {"recipe": recipe, "step": step + 1, "seconds": seconds + time.time() - began, "history": history}
-            state |= {"losses": losses, "network": network.state_dict(), "ema": ema}
-            save_atomically(state | {"optimizer": optimizer.state_dict()}, checkpoint)
-            write(out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in history))
-            saved = time.time()
-    if logger is not None:
-        logger.finish()
-        if stop == cfg.part.steps:
-            with averaged(network, ema):
-                say(part.finish(held_out, out))
-    if ranks > 1:
-        dist.destroy_process_group()
+            state.history.append({"step": state.step, "loss": mean})
+            state.losses = []
+            self.bar.set_postfix(loss=f"{mean:.4f}")
+        if self.logger is not None:
+            if logs:
+                self.logger.log(state.history[-1])
+            if state.step % cfg.picture_every == 0:
+                self.draw(self.logger)
+            if saves:
+                self.save()
+
+    def draw(self, logger: Logger) -> None:
+        """Writes and logs what the averaged network can do by now."""
+        with self.state.averaged():
+            picture = self.part.picture(self.held_out)
+        if picture is not None:
+            save_png(picture, self.out / "picture.png")
+            logger.images("pictures", [{"step": self.state.step, "file": "picture.png"}], self.out)
+
+    def save(self) -> None:
+        """Writes the checkpoint, and the history for people."""
+        now = time.time()
+        self.state.seconds += now - self.counted
+        self.counted = self.saved = now
+        self.state.save(self.checkpoint, self.recipe)
+        write(self.out / "history.jsonl", "".join(json.dumps(row) + "\n" for row in self.state.history))
+
+    def finish(self) -> None:
+        """Ends the log and, after the recipe's last step, writes what others use of the averaged network."""
+        if self.logger is not None:
+            self.logger.finish()
+            if self.steps.stop == self.cfg.part.steps:
+                with self.state.averaged():
+                    say(self.part.finish(self.held_out, self.out))
 
 
-def plain(cfg: DictConfig) -> dict[str, Any]:
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Returns a config as plain Python values, its interpolations resolved."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -11,28 +12,30 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from experiments.emoji.judge import Judge, JudgeConfig, Judgement, save_judge
-from experiments.emoji.truth import judge_scores, psnr
-from experiments.emoji.world import Batch, EmojiScenes, batch, numbers, pixels
+from experiments.emoji.judge import Judge, JudgeConfig, JudgeOutput, save_judge
+from experiments.emoji.truth import device_of, judge_scores, psnr
+from experiments.emoji.world import Batch, EmojiScenes, batch_of, first_images, settings_of
 from experiments.files import write
 from experiments.pictures import sheet, to_image
-from experiments.run import build
 from guidance import ClassifierFree, guided
 from ldm import LatentDiffusion
 from ldm.autoencoder import Autoencoder
-from ldm.checkpoint import write_folder, write_shards
+from ldm.condition import Condition
 from ldm.config import AutoencoderConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
-from ldm.names import OPENCLIP, open_clip_source
+from ldm.files import names
+from ldm.files.config_files import to_diffusers
+from ldm.files.writing import write_folder, write_shards
 from ldm.text import TextEncoder, Tokenizer
 from ldm.unet import UNet
-from samplers import ImageNoise, add_noise, as_eps, ddim
+from samplers import ImageNoise, Schedule, add_noise, as_x_0, ddim
+from samplers.predict import target
 
 SHARD_BYTES = 14_000_000  # of the exported files
 PAD_ID = 0
 
 
-def stored(path: Path, part: str) -> dict[str, Any]:
-    """The checkpoint of a trained part. Raises ValueError if there is none."""
+def read_checkpoint(path: Path, part: str) -> dict[str, Any]:
+    """Returns the checkpoint of a trained part. Raises ValueError if there is none."""
     if not path.is_file():
         raise ValueError(f"no {part} at {path}: `python -m experiments.train part=SIZE/{part}` makes one")
     return torch.load(path, map_location="cpu", weights_only=True)
@@ -44,11 +47,11 @@ class Part(nn.Module):
     network: nn.Module  # what is trained
 
     def picture(self, scenes: EmojiScenes) -> Image.Image | None:
-        """What the network can do by now, on the first eight scenes."""
+        """Returns a sheet that shows what the network can do by now on the first eight scenes, or None."""
         raise NotImplementedError
 
     def finish(self, held_out: EmojiScenes, out: Path) -> str:
-        """Write what others use of the trained network, and say how good it is."""
+        """Writes into `out`/model what others use of the trained network. Returns a line that says how good it is."""
         raise NotImplementedError
 
 
@@ -57,9 +60,10 @@ class AutoencoderPart(Part):
 
     def __init__(self, cfg: DictConfig, scenes: EmojiScenes):
         super().__init__()
-        self.config = AutoencoderConfig(**numbers(cfg.autoencoder))
+        self.config = AutoencoderConfig(**settings_of(cfg.autoencoder))
         self.network: Autoencoder = Autoencoder(self.config)
         self.kl_weight = cfg.kl_weight
+        self.scenes = scenes
 
     def forward(self, scenes: Batch, g: torch.Generator) -> Tensor:
         images = scenes.pixels()
@@ -70,15 +74,24 @@ class AutoencoderPart(Part):
 
     @torch.no_grad()
     def picture(self, scenes: EmojiScenes) -> Image.Image:
-        """Scenes, and below them what is decoded of their latents."""
-        images = batch(scenes, range(8)).to(device_of(self)).pixels()
+        """Returns scenes, and below them what is decoded of their latents."""
+        images = batch_of(scenes, range(8)).to(device_of(self)).pixels()
         decoded = self.network.decode(self.network.encode(images)[0]).clamp(-1, 1)
         rows = [[to_image(image / 2 + 0.5) for image in row] for row in (images, decoded)]
         return sheet(rows, ["scene", "decoded"])
 
     def finish(self, held_out: EmojiScenes, out: Path) -> str:
-        value = mean(psnr(self.network, held_out, 500))
-        return f"PSNR on 500 held-out scenes, decoded from the means of q: {value:.2f} dB"
+        """Writes the autoencoder in diffusers' layout (AutoencoderKL), in 16 bits."""
+        config = replace(self.config, scale=unit_variance_scale(self.network, self.config, self.scenes))
+        settings = to_diffusers(ModelConfig(autoencoder=config, image_size=held_out.world.image_size))
+        weights = {
+            names.rename(name, names.DIFFUSERS): value.half() for name, value in self.network.state_dict().items()
+        }
+        folder = out / "model"
+        write_shards(weights, folder, "diffusion_pytorch_model", SHARD_BYTES)
+        write(folder / "config.json", json.dumps(settings["vae/config.json"], indent=1) + "\n")
+        value = fmean(psnr(self.network, held_out, 500))
+        return f"PSNR on 500 held-out scenes, decoded from the means of q: {value:.2f} dB: {folder}"
 
 
 class ClipPart(Part):
@@ -94,8 +107,8 @@ class ClipPart(Part):
 
         self.config = {
             "embed_dim": cfg.embed_dim,
-            "vision_cfg": {**numbers(cfg.vision), "image_size": scenes.world.image_size},
-            "text_cfg": numbers(cfg.text),
+            "vision_cfg": {**settings_of(cfg.vision), "image_size": scenes.world.image_size},
+            "text_cfg": settings_of(cfg.text),
         }
         vision, text = CLIPVisionCfg(**self.config["vision_cfg"]), CLIPTextCfg(**self.config["text_cfg"])
         self.network = CLIP(cfg.embed_dim, vision, text, output_dict=True)
@@ -111,7 +124,7 @@ class ClipPart(Part):
         return None
 
     def finish(self, held_out: EmojiScenes, out: Path) -> str:
-        """Write the whole model as open_clip does, open_clip_config.json and the weights, but in shards."""
+        """Writes the whole model in open_clip's layout: open_clip_config.json, and the weights in shards."""
         folder = out / "model"
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.half() for name, value in self.network.state_dict().items()}
@@ -122,10 +135,10 @@ class ClipPart(Part):
 
     @torch.no_grad()
     def accuracy(self, scenes: EmojiScenes, count: int = 500, among: int = 50) -> float:
-        """The share of scenes to which the network gives their own caption among those of `among` scenes."""
+        """Returns the share of scenes to which the network gives their own caption among those of `among` scenes."""
         right = 0
         for i in range(0, count, among):
-            some = batch(scenes, range(i, i + among)).to(device_of(self))
+            some = batch_of(scenes, range(i, i + among)).to(device_of(self))
             out = self.network(some.pixels(), self.tokenizer(some.captions).ids.to(some.images.device))
             similarity = out["image_features"] @ out["text_features"].T
             right += (similarity.argmax(dim=1).cpu() == torch.arange(among)).sum().item()
@@ -148,10 +161,10 @@ class UNetPart(Part):
         self.autoencoder, latents = load_autoencoder(autoencoder, scenes)
         text, tower = load_text_tower(clip)
         self.config = ModelConfig(
-            UNetConfig(**numbers(cfg.unet)),
+            UNetConfig(**settings_of(cfg.unet)),
             latents,
             text,
-            ScheduleConfig(**numbers(cfg.schedule)),
+            ScheduleConfig(**settings_of(cfg.schedule)),
             scenes.world.image_size,
         )
         self.unet, self.text_encoder = UNet(self.config.unet), TextEncoder(text)
@@ -160,7 +173,7 @@ class UNetPart(Part):
         self.text_encoder.requires_grad_(cfg.train_text)
         self.network = nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
         self.tokenizer = Tokenizer(PAD_ID)
-        self.schedule = build.schedule(self.config.schedule)
+        self.schedule = Schedule.of(self.config.schedule)
         self.caption_dropout = cfg.caption_dropout
         self.noise_offset = cfg.noise_offset
 
@@ -171,28 +184,29 @@ class UNetPart(Part):
         dropped = torch.rand(len(scenes.captions), generator=g) < self.caption_dropout
         captions = ["" if drop else caption for drop, caption in zip(dropped, scenes.captions, strict=True)]
         text = self.text_encoder(self.tokenizer(captions).ids.to(x_0.device))
-        t = torch.randint(self.schedule.num_timesteps, (len(x_0),), generator=g)
+        t = self.schedule.draw_t(len(x_0), g)
         eps = torch.randn(x_0.shape, generator=g)
         eps += self.noise_offset * torch.randn((*x_0.shape[:2], 1, 1), generator=g)
         eps = eps.to(x_0.device)
-        alpha_bar = self.schedule.alpha_bar[t]
-        x_t = add_noise(x_0, eps, alpha_bar).contiguous(memory_format=torch.channels_last)
-        a = alpha_bar.float().to(x_0.device)[:, None, None, None]
-        target = {"eps": eps, "x0": x_0, "v": a.sqrt() * eps - (1 - a).sqrt() * x_0}[self.config.schedule.prediction]
-        return (self.unet(x_t, t.to(x_0.device), text).float() - target).square().mean()
+        t = t.to(x_0.device)
+        signal, noise = self.schedule.at(t)
+        x_t = add_noise(x_0, eps, signal, noise).contiguous(memory_format=torch.channels_last)
+        wanted = target(self.config.schedule.prediction, x_0, eps, signal, noise)
+        return (self.unet(x_t, t, Condition(text)).float() - wanted).square().mean()
 
     def model(self) -> LatentDiffusion:
+        """Returns the model that the U-Net belongs to, with the weights of the moment."""
         return LatentDiffusion(self.unet, self.autoencoder, self.text_encoder, self.config)
 
     @torch.no_grad()
     def picture(self, scenes: EmojiScenes) -> Image.Image:
-        """What 20 classifier-free steps make of the captions of eight scenes."""
+        """Returns what 20 classifier-free steps make of the captions of eight scenes."""
         model, captions = self.model(), [scenes.caption(i)[0] for i in range(8)]
-        predict = as_eps(model.unet, self.config.schedule.prediction, self.schedule.alpha_bar)
-        denoise = guided(predict, ClassifierFree(3.0), model.texts(captions))
+        predict = as_x_0(model.unet, self.config.schedule.prediction)
+        denoise = guided(predict, ClassifierFree(3.0), model.conditions(captions))
         size = self.config.image_size
         x_T = ImageNoise(list(range(8)), model.latent_shape(size, size), model.device)()
-        *_, (_, x_t, _) = ddim(denoise, x_T, self.schedule.steps(20), self.schedule.alpha_bar)
+        *_, (_, x_t, _) = ddim(denoise, x_T, self.schedule.steps(20))
         return sheet([[to_image(image) for image in model.decode(x_t)]], [""], captions)
 
     def finish(self, held_out: EmojiScenes, out: Path) -> str:
@@ -220,19 +234,19 @@ class JudgePart(Part):
         images = torch.where(blurred, F.interpolate(F.avg_pool2d(images, 2), scale_factor=2.0, mode="bilinear"), images)
         level = self.noise * (2 * torch.rand((len(images), 1, 1, 1), generator=g) - 1).clamp(min=0)
         images = images + (level * torch.randn(images.shape, generator=g)).to(images.device)
-        verdict: Judgement = self.network(images.contiguous(memory_format=torch.channels_last))
+        output: JudgeOutput = self.network(images.contiguous(memory_format=torch.channels_last))
         labels, colours = scenes.labels.long(), scenes.colours.long()
-        present = F.one_hot(labels.flatten(1), verdict.labels.shape[1]).amax(dim=1)[:, 1:].float()
-        presence = F.binary_cross_entropy_with_logits(verdict.presence, present)
-        shape = F.cross_entropy(verdict.labels, labels)
+        present = F.one_hot(labels.flatten(1), output.labels.shape[1]).amax(dim=1)[:, 1:].float()
+        presence = F.binary_cross_entropy_with_logits(output.presence, present)
+        shape = F.cross_entropy(output.labels, labels)
         # of tinted pixels alone; a sum, since there may be none
-        colour = F.cross_entropy(verdict.colours, colours - 1, ignore_index=-1, reduction="sum")
+        colour = F.cross_entropy(output.colours, colours - 1, ignore_index=-1, reduction="sum")
         return presence + shape + colour / (colours > 0).sum().clamp(min=1)
 
     @torch.no_grad()
     def picture(self, scenes: EmojiScenes) -> Image.Image:
-        """Scenes, and below them where the judge sees something."""
-        images = batch(scenes, range(8)).to(device_of(self)).pixels()
+        """Returns scenes, and below them the pixels at which the judge sees an object."""
+        images = batch_of(scenes, range(8)).to(device_of(self)).pixels()
         seen = self.network(images).labels.argmax(dim=1, keepdim=True) > 0
         rows = [[to_image(image / 2 + 0.5) for image in row] for row in (images, torch.where(seen, images, -1.0))]
         return sheet(rows, ["scene", "seen"])
@@ -240,20 +254,16 @@ class JudgePart(Part):
     def finish(self, held_out: EmojiScenes, out: Path) -> str:
         save_judge(self.network, out / "model")
         scores = judge_scores(self.network, held_out, 500)
-        return ", ".join(f"{name} {mean(values):.2%}" for name, values in scores.items()) + f": {out / 'model'}"
+        return ", ".join(f"{name} {fmean(values):.2%}" for name, values in scores.items()) + f": {out / 'model'}"
 
 
 def sample_posterior(mean: Tensor, logvar: Tensor, g: torch.Generator) -> Tensor:
-    """A draw of q(z | image)."""
+    """Draws a latent from q(z | image)."""
     return mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=g).to(mean.device)
 
 
-def device_of(module: nn.Module) -> str:
-    return str(next(module.parameters()).device)
-
-
 def initialise(unet: UNet) -> None:
-    """As in the original code: each residual branch of the U-Net, and its output, begin at zero."""
+    """Sets the last layer of each residual branch of the U-Net, and its output, to zero, as the original code does."""
     for name, module in unet.named_modules():
         if name == "conv_out" or name.endswith((".conv2", ".proj_out")) and ".ff." not in name:
             nn.init.zeros_(module.weight)
@@ -262,29 +272,32 @@ def initialise(unet: UNet) -> None:
 
 @torch.no_grad()
 def load_autoencoder(path: Path, scenes: EmojiScenes) -> tuple[Autoencoder, AutoencoderConfig]:
-    """A trained autoencoder (its EMA weights, frozen), its scale set so that the scenes' latents have unit variance."""
-    checkpoint = stored(path, "autoencoder")
-    config = AutoencoderConfig(**numbers(checkpoint["recipe"]["part"]["autoencoder"]))
+    """Returns a trained autoencoder (its EMA weights, frozen) whose scale gives the scenes' latents unit variance."""
+    checkpoint = read_checkpoint(path, "autoencoder")
+    config = AutoencoderConfig(**settings_of(checkpoint["recipe"]["part"]["autoencoder"]))
     autoencoder = Autoencoder(config).to(memory_format=torch.channels_last)
     autoencoder.load_state_dict(checkpoint["ema"])
     autoencoder.requires_grad_(False)
-    std = torch.cat([autoencoder.encode(images)[0] for images in pixels(scenes, 512)]).std().item()
-    autoencoder.scale = config.scale / std
+    autoencoder.scale = unit_variance_scale(autoencoder, config, scenes)
     return autoencoder, replace(config, scale=autoencoder.scale)
 
 
+@torch.no_grad()
+def unit_variance_scale(autoencoder: Autoencoder, config: AutoencoderConfig, scenes: EmojiScenes) -> float:
+    """Returns the scale that gives the latents of the first 512 scenes unit variance."""
+    device = device_of(autoencoder)
+    latents = [autoencoder.encode(images.to(device))[0] for images in first_images(scenes, 512)]
+    return config.scale / torch.cat(latents).std().item()
+
+
 def load_text_tower(path: Path) -> tuple[TextEncoderConfig, dict[str, Tensor]]:
-    """The text tower of a trained CLIP (its EMA weights) as a TextEncoder's configuration and weights."""
-    checkpoint = stored(path, "clip")
+    """Returns the text tower of a trained CLIP (its EMA weights) as a TextEncoder's configuration and weights."""
+    checkpoint = read_checkpoint(path, "clip")
     text = checkpoint["recipe"]["part"]["text"]
     width = text["width"]
     config = TextEncoderConfig(width, 4 * width, text["layers"], text["heads"], activation="gelu", pad_id=PAD_ID)
     weights = {}
     for name in TextEncoder(config).state_dict():
-        source = open_clip_source(name)
-        weights[name] = checkpoint["ema"][source.key.removeprefix(OPENCLIP)].chunk(source.parts)[source.part]
+        source = names.open_clip_source(name)
+        weights[name] = checkpoint["ema"][source.key.removeprefix(names.OPENCLIP)].chunk(source.parts)[source.part]
     return config, weights
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)

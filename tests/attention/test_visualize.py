@@ -19,7 +19,7 @@ from guidance import ClassifierFree, Guidance, Interval, Multistage, Probe, Segm
 from guidance.edits import record
 from ldm.attention import Site
 from ldm.text import Span, Tokenizer
-from samplers import ImageNoise, Schedule, as_eps, ddim
+from samplers import ImageNoise, Schedule, as_x_0, ddim
 
 SITE = Site("x", "cross", 2, 3)  # not square
 WORDS = (Span("a", 1, 2), Span("xylophonist", 2, 6), Span("a", 6, 7), Span("cat", 7, 8))
@@ -82,11 +82,11 @@ def test_layers_are_averaged_on_the_finest_grid() -> None:
 )
 def test_recording_changes_nothing(guidance: Guidance) -> None:
     model, schedule = tiny_model(), Schedule()
-    texts, x_T = model.texts(["a xylophonist and a cat"]), ImageNoise([7], (4, 8, 12))()
-    predict = as_eps(model.unet, "eps", schedule.alpha_bar)
+    conditions, x_T = model.conditions(["a xylophonist and a cat"]), ImageNoise([7], (4, 8, 12))()
+    predict = as_x_0(model.unet, "eps")
 
     def sample(guidance: Guidance) -> Tensor:
-        *_, (_, x_t, _) = ddim(guided(predict, guidance, texts), x_T, schedule.steps(6), schedule.alpha_bar)
+        *_, (_, x_t, _) = ddim(guided(predict, guidance, conditions), x_T, schedule.steps(6))
         return x_t
 
     raw: list[tuple[Site, Tensor]] = []
@@ -97,7 +97,7 @@ def test_recording_changes_nothing(guidance: Guidance) -> None:
     layers = len(raw) // 6
     assert list(recorder.steps) == list(range(6))
     for i, seen in recorder.steps.items():
-        assert seen.words == texts.cond.spans[0]
+        assert seen.words == conditions.cond.spans[0]
         assert len(seen.maps) == len(seen.votes) == layers
         for site, weights in raw[i * layers :][:layers]:
             assert torch.equal(seen.maps[site.name], word_maps(weights[0], seen.words, site))
@@ -108,9 +108,9 @@ def test_chosen_layers_and_the_words_of_the_stage_that_rules() -> None:
     model, schedule = tiny_model(), Schedule()
     stages = Multistage([{"prompt": "a dragon", "steps": 1}, {"prompt": None, "steps": 2}], ClassifierFree(3))
     recorder = Recorder(stages, layers=["mid_block", "up_blocks.1"])
-    predict = as_eps(model.unet, "eps", schedule.alpha_bar)
-    denoise = guided(predict, recorder, model.texts(["two fish"]))
-    list(ddim(denoise, ImageNoise([7], (4, 8, 12))(), schedule.steps(3), schedule.alpha_bar))
+    predict = as_x_0(model.unet, "eps")
+    denoise = guided(predict, recorder, model.conditions(["two fish"]))
+    list(ddim(denoise, ImageNoise([7], (4, 8, 12))(), schedule.steps(3)))
     words = [" ".join(span.word for span in seen.words) for seen in recorder.steps.values()]
     assert words == ["a dragon", "two fish", "two fish"]
     for seen in recorder.steps.values():

@@ -13,18 +13,21 @@ from reference import (
     diffusers_vae,
     randomize,
     relative,
+    settings,
     tiny_model,
     transformers_text,
 )
 from torch import Tensor, nn
 
 from guidance.edits import scale_strongest
-from ldm import attention, autoencoder, layers, names
-from ldm.attention import AttentionEdit, Site
+from ldm import attention, autoencoder, layers
+from ldm.attention import AttentionEdit, FeatureEdit, Site, attend
 from ldm.autoencoder import Autoencoder
+from ldm.condition import Condition, stack
 from ldm.config import SD1, SD1_INPAINTING, SD2, ModelConfig, TextEncoderConfig
+from ldm.files import names
 from ldm.text import TextEncoder
-from ldm.unet import UNet
+from ldm.unet import NoAttention, UNet
 
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 TINY = {
@@ -44,7 +47,7 @@ def unet_error(config: ModelConfig, size: tuple[int, int]) -> float:
     ours = adopt(UNet(config.unet), theirs, names.DIFFUSERS)
     x_t, text = noise(2, config.unet.in_channels, *size), noise(2, 77, config.unet.text_width, seed=1)
     t = torch.tensor([999, 20])
-    return relative(ours(x_t, t, text), theirs(x_t, t, text).sample)
+    return relative(ours(x_t, t, Condition(text)), theirs(x_t, t, text).sample)
 
 
 def autoencoder_error(config: ModelConfig, size: tuple[int, int]) -> float:
@@ -124,7 +127,7 @@ def test_transformer_norm_epsilon() -> None:
         )
         ours = adopt(attention.SpatialTransformer(64, 4, 32, linear, 32), theirs, names.DIFFUSERS)
         x, text = 1e-3 * noise(2, 64, 6, 4), noise(2, 77, 32, seed=1)
-        assert relative(ours(x, text, ()) - x, theirs(x, text).sample - x) < 1e-5
+        assert relative(ours(x, Condition(text), ()) - x, theirs(x, text).sample - x) < 1e-5
 
 
 def test_layer_norm_epsilon() -> None:
@@ -135,7 +138,7 @@ def test_layer_norm_epsilon() -> None:
     x, text = 1e-3 * noise(2, 24, 64), noise(2, 77, 32, seed=1)
     theirs.attn2.to_out[0].bias.zero_()  # so that what each part of the block gets stays small
     theirs.attn1.to_out[0].bias.zero_()
-    assert relative(ours(x, text, (6, 4), ()) - x, theirs(x, encoder_hidden_states=text) - x) < 1e-5
+    assert relative(ours(x, Condition(text), (6, 4), ()) - x, theirs(x, encoder_hidden_states=text) - x) < 1e-5
 
 
 def test_resblock_norm_epsilon() -> None:
@@ -191,6 +194,37 @@ def test_fast_layers_are_torch_s() -> None:
         assert torch.equal(norm(x.to(memory_format=layout)), wide.bfloat16())
 
 
+def test_settings_of_a_convolution_are_torch_s() -> None:
+    """On grids so small that ours might take its own way."""
+    for given in (
+        {"dilation": 2, "padding": 2},
+        {"padding_mode": "circular", "padding": 1},
+        {"groups": 4, "padding": 1},
+        {"kernel_size": (1, 3), "padding": (0, 1)},
+        {"kernel_size": (3, 1), "padding": (1, 0), "stride": (1, 2)},
+        {"padding": "same"},
+    ):
+        kernel = given.pop("kernel_size", 3)
+        ours = randomize(layers.Conv2d(32, 64, kernel, **given))
+        plain = nn.Conv2d(32, 64, kernel, **given)
+        plain.load_state_dict(ours.state_dict())
+        x = noise(1, 32, 4, 5)
+        assert ours(x).shape == plain(x).shape and relative(ours(x), plain(x)) < 1e-6, given
+
+
+def test_a_bias_alone_can_learn() -> None:
+    """As in BitFit: its weight is frozen, its input wants no gradient."""
+    for layer, x, dtype in [
+        (layers.Linear(32, 64), noise(2, 40, 32), torch.float32),
+        (layers.Conv2d(32, 64, 3, padding=1), noise(1, 32, 2, 2), torch.float32),
+        (layers.Conv2d(32, 64, 1), noise(1, 32, 4, 4), torch.float32),
+        (layers.GroupNorm(8, 32), noise(2, 32, 4, 4), torch.bfloat16),
+    ]:
+        randomize(layer).to(dtype).bias.requires_grad_(True)
+        layer(x.to(dtype)).float().sum().backward()
+        assert layer.bias.grad is not None and layer.bias.grad.abs().max() > 0
+
+
 def test_numbers_of_parameters() -> None:
     def count(network: type[nn.Module], config: object) -> int:
         with torch.device("meta"):
@@ -213,51 +247,97 @@ def net() -> UNet:
 
 
 X, TEXT = noise(6, 4, 8, 12), noise(6, 77, 32, seed=1)
+CONDITION = Condition(TEXT)
 
 
 def test_one_timestep_per_row_equals_one_for_all(net: UNet) -> None:
-    assert relative(net(X, torch.full((6,), 500), TEXT), net(X, 500, TEXT)) < 1e-5
+    assert relative(net(X, torch.full((6,), 500), CONDITION), net(X, 500, CONDITION)) < 1e-5
 
 
 def test_rows_do_not_mix(net: UNet) -> None:
-    apart = torch.cat([net(x[None], 500, text[None]) for x, text in zip(X, TEXT, strict=True)])
-    assert relative(net(X, 500, TEXT), apart) < 1e-5
+    apart = torch.cat([net(x[None], 500, Condition(text[None])) for x, text in zip(X, TEXT, strict=True)])
+    assert relative(net(X, 500, CONDITION), apart) < 1e-5
 
 
-def test_a_text_is_read_once_while_it_lives() -> None:
+def test_times_between_timesteps_are_told_exactly(net: UNet) -> None:
+    """In 16 bits too: only the network's own numbers are rounded, so 801.3 and 800 differ as in 32 bits."""
+    half = tiny_model().unet.bfloat16()
+    embedding = [module.time_embedding(torch.tensor([801.3])) for module in (net, half)]
+    assert relative(embedding[1].float(), embedding[0]) < 0.02
+    assert relative(net.time_embedding(torch.tensor([800.0])), embedding[0]) > 0.1
+    theirs = diffusers_unet(TINY_SD1)
+    ours = adopt(UNet(TINY_SD1.unet), theirs, names.DIFFUSERS)
+    assert relative(ours(X, 801.3, CONDITION), theirs(X, 801.3, TEXT).sample) < 1e-5
+
+
+def test_a_vector_is_added_to_the_time_embedding() -> None:
+    """As in SDXL: a pooled text and six numbers, each told by sines, through two layers."""
+    from diffusers import UNet2DConditionModel
+
+    sdxl = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 64,
+    }
+    theirs = randomize(UNet2DConditionModel(**settings(TINY_SD1, "unet") | sdxl), 10)
+    ours = adopt(UNet(replace(TINY_SD1.unet, vector_width=64)), theirs, names.DIFFUSERS)
+    pooled, sizes = noise(6, 16, seed=2), torch.tensor([[64.0, 64, 0, 8, 32, 48]] * 6)
+    vector = torch.cat([pooled, theirs.add_time_proj(sizes.flatten()).reshape(6, 48)], dim=1)
+    expected = theirs(X, 500, TEXT, added_cond_kwargs={"text_embeds": pooled, "time_ids": sizes}).sample
+    assert relative(ours(X, 500, Condition(TEXT, vector)), expected) < 1e-5
+    assert relative(ours(X, 500, Condition(TEXT, vector.flip(1))), expected) > 1e-3
+    assert relative(ours(X, torch.full((6,), 500), Condition(TEXT, vector)), expected) < 1e-5
+
+
+def test_channels_are_concatenated_to_the_latent() -> None:
+    config = TINY["inpainting"].unet
+    net, channels = randomize(UNet(config)), noise(6, 5, 8, 12, seed=3)
+    by_hand = net(torch.cat([X, channels], dim=1), 500, CONDITION)
+    assert torch.equal(net(X, 500, Condition(TEXT, channels=channels)), by_hand)
+    assert relative(net(X, 500, Condition(TEXT, channels=-channels)), by_hand) > 1e-3
+
+
+def test_without_text_the_transformers_look_at_themselves_twice() -> None:
+    from diffusers.models.attention import BasicTransformerBlock
+
+    theirs = randomize(BasicTransformerBlock(64, 4, 16, double_self_attention=True))
+    ours = adopt(attention.TransformerBlock(64, 4, None), theirs, names.DIFFUSERS)
+    x = noise(2, 24, 64)
+    assert relative(ours(x, Condition(), (6, 4), ()), theirs(x)) < 1e-5
+    net = randomize(UNet(replace(TINY_SD1.unet, text_width=None)))
+    sites = list[Site]()
+    look = AttentionEdit(lambda weights, site: sites.append(site), lambda site: True, observes=True)
+    assert torch.equal(net(X, 500, Condition(), [[look]]), net(X, 500, CONDITION))
+    assert {site.kind for site in sites} == {"self"}
+
+
+def test_a_stacked_condition_keeps_keys_and_values_of_its_own() -> None:
     net = tiny_model().unet
-    layers = [module for module in net.modules() if isinstance(module, attention.Attention) and module.kind == "cross"]
-    text, other = TEXT.clone(), TEXT.flip(0)
-    first, of_other = net(X, 500, text), net(X, 500, other)
-    assert relative(first, of_other) > 1e-3
-    assert torch.equal(net(X, 500, text), first)
-    kept = [layer.read[text] for layer in layers]
-    net(X, 100, text)
-    assert all(layer.read[text] is before and len(layer.read) == 2 for layer, before in zip(layers, kept, strict=True))
-    text.copy_(other)  # written into: read again
-    assert torch.equal(net(X, 500, text), of_other)
+    cross = [module for module in net.modules() if isinstance(module, attention.Attention) and module.kind == "cross"]
+    kept, other = stack([CONDITION]), stack([Condition(TEXT.flip(0))])
     with torch.no_grad():
-        layers[0].to_v.weight.mul_(2)
-    assert relative(net(X, 500, text), of_other) > 1e-3
-    del text, other, kept
-    assert not any(layer.read for layer in layers)
-    layers[0].to_k.weight.requires_grad_(True)
-    net(X, 500, TEXT)
-    assert not layers[0].read
-    layers[0].to_k.weight.requires_grad_(False)
+        for t in (500, 100):
+            assert torch.equal(net(X, t, kept), net(X, t, CONDITION))
+            assert torch.equal(net(X, t, other), net(X, t, Condition(TEXT.flip(0))))
+    assert kept.kept.keys() == other.kept.keys() == set(cross)
+    assert CONDITION.kept is None and kept.rows(slice(0, 2)).kept is None
 
 
-def test_gradients_reach_latents_and_text() -> None:
-    """Frozen weights, as gradient guidance and learnt prompts have them; and the text was read without gradients."""
+def test_gradients_pass_what_a_condition_keeps() -> None:
+    """Frozen weights, as gradient guidance and learnt prompts have them; and one that learns."""
     net, x, text = tiny_model().unet, X.clone().requires_grad_(), TEXT.clone()
-    with torch.inference_mode():
-        net(X, 500, text)
+    kept = stack([Condition(text)])
+    with torch.no_grad():
+        net(X, 500, kept)
     for _ in range(2):
-        net(x, 500, text).square().sum().backward()
-    text.requires_grad_()
-    for _ in range(2):
-        net(X, 500, text).square().sum().backward()
-    for tensor in (x, text):
+        net(x, 500, kept).square().sum().backward()
+    learnt = Condition(text.requires_grad_(), kept={})
+    weight = net.up_blocks[1].attentions[0].transformer_blocks[0].attn2.to_k.weight
+    for leaf, condition in ((text, learnt), (weight.requires_grad_(), kept)):
+        for _ in range(2):
+            net(X, 500, condition).square().sum().backward()
+        leaf.requires_grad_(False)
+    for tensor in (x, text, weight):
         assert tensor.grad is not None and tensor.grad.abs().max() > 0
 
 
@@ -273,15 +353,59 @@ def test_compiled_whole_and_once(net: UNet, backend: str) -> None:
     torch.compiler.reset()
     compiled = torch.compile(net, fullgraph=True, backend=backend)
     with torch.inference_mode():
-        for edits in ([None, None], [None, "push out"]):
-            for i, t in enumerate((900, 500, 1)):
-                push_out = scale_strongest(-10.0) if edits[1] else None
+        for edits in ((), "push out"):
+            for i, t in enumerate((900.0, 500.0, 1.5)):
+                of_branches = [(), (scale_strongest(-10.0),)] if edits else ()
                 with torch.compiler.set_stance("default" if i == 0 else "fail_on_recompile"):
-                    got = compiled(X, torch.full((6,), t), TEXT, [None, push_out])
-                assert relative(got, net(X, t, TEXT, [None, push_out])) < 1e-5
+                    got = compiled(X, torch.full((6,), t), CONDITION, of_branches)
+                assert relative(got, net(X, t, CONDITION, of_branches)) < 1e-5
 
 
-def test_identity_edit_equals_none(net: UNet) -> None:
+# --- edits ------------------------------------------------------------------------------------------------------------
+
+Q, K, V = (noise(6, 2, rows, 8, seed=seed) for seed, rows in enumerate((5, 7, 7)))
+SITE = Site("x", "cross", 1, 5)
+
+
+def test_attention_is_its_formula_and_fused_where_nothing_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An edit is told by `observes`, never by what it returns: the same tensor may be the same or another."""
+    weights = torch.einsum("bhpc,bhlc->bhpl", Q, K).div(8**0.5).softmax(-1)
+    explicit = torch.einsum("bhpl,bhlc->bhpc", weights, V)
+    fused, fused_rows, seen = torch.nn.functional.scaled_dot_product_attention, list[int](), list[Tensor]()
+
+    def counted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        fused_rows.append(len(q))
+        return fused(q, k, v)
+
+    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counted)
+    look = AttentionEdit(lambda weights, site: seen.append(weights), observes=True)
+    same = AttentionEdit(lambda weights, site: weights)
+    in_place = AttentionEdit(lambda weights, site: weights.mul_(2))
+    elsewhere = AttentionEdit(lambda weights, site: 0 * weights, where=lambda site: site.kind == "self")
+    for edits, factor, rows in [
+        ((), 1, [6]),
+        ([(), (elsewhere,)], 1, [6]),
+        ([(look,), (elsewhere,)], 1, [3, 3]),
+        ([(), (same,)], 1, [3]),
+        ([(same,), (look, same)], 1, []),
+        ([(in_place,)], 2, []),
+        ([(in_place, elsewhere, in_place, look)], 4, []),
+        ([(look, in_place)], 2, []),
+        ([(look,), (), (look, elsewhere)], 1, [2, 2, 2]),
+    ]:
+        fused_rows.clear()
+        seen.clear()
+        out = attend(Q, K, V, SITE, edits)
+        assert relative(out, factor * explicit) < 1e-6
+        assert fused_rows == rows
+        if factor == 1 and rows and sum(rows) == 6:
+            assert torch.equal(out, fused(Q, K, V))
+        for found in seen:  # what the edits before it left, and nothing of what those after it wrote
+            expected = weights if len(edits) > 1 or factor == 2 else 4 * weights
+            assert any(relative(found, part) < 1e-6 for part in expected.chunk(len(edits)))
+
+
+def test_edits_of_a_site_are_told_where_they_are(net: UNet) -> None:
     sites = []
 
     def look(weights: Tensor, site: Site) -> Tensor:
@@ -291,25 +415,103 @@ def test_identity_edit_equals_none(net: UNet) -> None:
         assert relative(weights.sum(-1), torch.ones(weights.shape[:-1])) < 1e-6
         return weights
 
-    edited = net(X, 500, TEXT, [AttentionEdit(look, where=lambda site: True), None])
-    assert relative(edited, net(X, 500, TEXT)) < 1e-5
+    edited = net(X, 500, CONDITION, [(AttentionEdit(look, where=lambda site: True),), ()])
+    assert relative(edited, net(X, 500, CONDITION)) < 1e-5
     layers = {name for name, module in net.named_modules() if isinstance(module, attention.Attention)}
     assert {site.name for site in sites} == layers
     assert {(s.height, s.width) for s in sites} == {(8, 12), (4, 6), (2, 3)}
 
 
+def test_an_observer_keeps_the_picture_to_the_bit(net: UNet) -> None:
+    look = AttentionEdit(lambda weights, site: weights.zero_(), where=lambda site: True, observes=True)
+    assert torch.equal(net(X, 500, CONDITION, [(), (look,), (look, look)]), net(X, 500, CONDITION))
+
+
 def test_edit_changes_its_own_branch_only(net: UNet) -> None:
-    plain = net(X, 500, TEXT)
-    edited = net(X, 500, TEXT, [None, AttentionEdit(lambda weights, site: 2 * weights), None])
+    double = AttentionEdit(lambda weights, site: 2 * weights)
+    plain = net(X, 500, CONDITION)
+    edited = net(X, 500, CONDITION, [(), (double,), ()])
     assert relative(edited[:2], plain[:2]) < 1e-6 and relative(edited[4:], plain[4:]) < 1e-6
     assert relative(edited[2:4], plain[2:4]) > 1e-3
-    alone = net(X[2:4], 500, TEXT[2:4], [AttentionEdit(lambda weights, site: 2 * weights)])
+    alone = net(X[2:4], 500, Condition(TEXT[2:4]), [(double,)])
     assert relative(edited[2:4], alone) < 1e-5
 
 
 def test_edit_acts_where_it_says(net: UNet) -> None:
     nowhere = AttentionEdit(lambda weights, site: 0 * weights, where=lambda site: False)
-    torch.testing.assert_close(net(X, 500, TEXT, [nowhere]), net(X, 500, TEXT), rtol=0, atol=0)
+    no_block = FeatureEdit(lambda features, site: 0 * features, where=lambda site: False)
+    assert torch.equal(net(X, 500, CONDITION, [(nowhere, no_block)]), net(X, 500, CONDITION))
+
+
+def test_sites_of_features(net: UNet) -> None:
+    sites = dict[tuple[str, str], tuple[int, ...]]()
+
+    def look(features: Tensor, site: Site) -> Tensor:
+        assert (site.height, site.width) == features.shape[2:]
+        sites[site.name, site.kind] = tuple(features.shape)
+        return features
+
+    net(X, 500, CONDITION, [(), (FeatureEdit(look, lambda site: True),)])
+    found = {kind: {name for name, k in sites if k == kind} for kind in ("resnet", "transformer", "stream", "skip")}
+    modules = dict(net.named_modules())
+    assert found["resnet"] == {name for name, m in modules.items() if isinstance(m, layers.ResBlock)}
+    assert found["transformer"] == {name for name, m in modules.items() if isinstance(m, attention.SpatialTransformer)}
+    assert found["stream"] == found["skip"] == {name for name in found["resnet"] if name.startswith("up_blocks")}
+    for name in found["skip"]:  # what a block on the way up joins are its input channels
+        joined = sites[name, "stream"][1] + sites[name, "skip"][1]
+        assert joined == modules[name].conv1.in_channels and sites[name, "skip"][0] == 3
+
+
+def test_a_layer_is_skipped_by_remembering_what_came_before_it(net: UNet) -> None:
+    """Skip-layer guidance's edit, in the second of two branches, against a U-Net without that transformer."""
+    name, left = "up_blocks.1.attentions.0", dict[str, Tensor]()
+
+    def skip(features: Tensor, site: Site) -> Tensor:
+        if site.kind == "resnet":
+            left["of the resnet"] = features
+            return features
+        return left["of the resnet"]
+
+    places = {(name, "transformer"), (name.replace("attentions", "resnets"), "resnet")}
+    edit = FeatureEdit(skip, lambda site: (site.name, site.kind) in places)
+    edited = net(X, 500, CONDITION, [(), (edit,)])
+    without = tiny_model().unet
+    without.up_blocks[1].attentions[0] = NoAttention()
+    assert relative(edited[3:], without(X[3:], 500, Condition(TEXT[3:]))) < 1e-5
+    assert relative(edited[:3], net(X[:3], 500, Condition(TEXT[:3]))) < 1e-6
+    assert relative(edited[3:], net(X[3:], 500, Condition(TEXT[3:]))) > 1e-3
+
+
+def test_freeu_equals_diffusers() -> None:
+    """Si et al. 2023: half of the stream's channels is strengthened, the skips' low frequencies are weakened."""
+    from diffusers.utils.torch_utils import fourier_filter
+
+    theirs = diffusers_unet(TINY_SD1)
+    ours = adopt(UNet(TINY_SD1.unet), theirs, names.DIFFUSERS)
+    backbone, skip = {"up_blocks.0": 1.5, "up_blocks.1": 1.6}, {"up_blocks.0": 0.6, "up_blocks.1": 0.4}
+
+    def scaled(features: Tensor, site: Site) -> Tensor:
+        block = site.name[:11]
+        if site.kind == "skip":
+            return fourier_filter(features, threshold=1, scale=skip[block])
+        half = features.shape[1] // 2
+        return torch.cat([backbone[block] * features[:, :half], features[:, half:]], dim=1)
+
+    edit = FeatureEdit(scaled, lambda site: site.kind in ("stream", "skip") and site.name[:11] in backbone)
+    plain = theirs(X, 500, TEXT).sample
+    theirs.enable_freeu(s1=0.6, s2=0.4, b1=1.5, b2=1.6)
+    freed = theirs(X, 500, TEXT).sample
+    assert relative(freed, plain) > 1e-3
+    assert relative(ours(X, 500, CONDITION, [(edit,)]), freed) < 1e-5
+
+
+def test_both_kinds_of_edits_act_in_one_branch(net: UNet) -> None:
+    attention_edit = AttentionEdit(lambda weights, site: 2 * weights)
+    feature_edit = FeatureEdit(lambda features, site: features.mul_(1.5), lambda site: site.kind == "stream")
+    alone = [net(X, 500, CONDITION, [(edit,)]) for edit in (attention_edit, feature_edit)]
+    both = net(X, 500, CONDITION, [(attention_edit, feature_edit)])
+    assert all(relative(both, one) > 1e-3 for one in alone)
+    assert torch.equal(net(X, 500, CONDITION, [(feature_edit, attention_edit)]), both)
 
 
 # --- the published shapes ---------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 from folders import CLIP, JUDGE, randomise
 
 from experiments.emoji.judge import Judge, save_judge
-from ldm.checkpoint import write_shards
+from ldm.files.writing import write_shards
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from experiments.metrics.measuring import evaluate
 from experiments.run import draw
 from experiments.run.logger import Logger
 from guidance import ClassifierFree, Interval, Rescale, SegmentationFree, guided
-from samplers import Schedule, as_eps
+from samplers import Schedule, as_x_0
 
 STEPS = Schedule().steps(6)
 
@@ -30,11 +30,11 @@ def projected(guidance: object) -> list[dict]:
     """What the probe sees of a guidance along six steps of a tiny model."""
     model = tiny_model()
     probe = Projection(guidance)
-    texts = model.texts(["a cat", "two dogs"], ["", "red"])
-    predict = as_eps(model.unet, "eps", Schedule().alpha_bar)
-    plain, probed = guided(predict, guidance, texts), guided(predict, probe, texts)
+    conditions = model.conditions(["a cat", "two dogs"], ["", "red"])
+    predict = as_x_0(model.unet, "eps")
+    plain, probed = guided(predict, guidance, conditions), guided(predict, probe, conditions)
     g = torch.Generator().manual_seed(0)
-    with torch.inference_mode():
+    with torch.no_grad():
         for step in STEPS:
             x_t = torch.randn(2, 4, 8, 8, generator=g)
             torch.testing.assert_close(probed(x_t, step), plain(x_t, step), rtol=1e-5, atol=1e-5)
@@ -104,11 +104,11 @@ def test_shares_of_two_objects(tmp_path: Path, judge_folder: Path) -> None:  # n
     shares, both = [], []
     for row in found["per_image"]:
         pixels = torch.from_numpy(np.array(Image.open(run / row["file"]))).permute(2, 0, 1)[None] / 127.5 - 1
-        verdict = judge(pixels)
-        labels = verdict.labels[0].argmax(dim=0)
+        output = judge(pixels)
+        labels = output.labels[0].argmax(dim=0)
         counts = [int((labels == 1 + k).sum()) for k in (cat, dragon)]
         assert row["value"] == (counts[0] / sum(counts) if sum(counts) else None)
-        assert (row["first"], row["second"]) == tuple((verdict.presence[0, [cat, dragon]] > 0).tolist())
+        assert (row["first"], row["second"]) == tuple((output.presence[0, [cat, dragon]] > 0).tolist())
         shares += [row["value"]] if row["value"] is not None else []
         both.append(row["first"] and row["second"])
     assert shares  # else this tests nothing

@@ -17,7 +17,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from experiments.emoji.judge import Judge, Judgement
+from experiments.emoji.judge import Judge, JudgeOutput
 from experiments.metrics import features, folders
 from experiments.metrics.alpha_fid import alpha, distances, named
 from experiments.metrics.estimates import (
@@ -447,22 +447,22 @@ def test_a_picture_is_judged_by_presence_and_by_the_colour_of_the_object() -> No
     colours = torch.zeros(1, 2, 4, 4)
     colours[0, 0, :, :2] = 5  # red there, blue here
     colours[0, 1, :, 2:] = 5
-    verdict = Judgement(torch.tensor([[3.0, -1.0, 2.0, -1.0, -1.0]]), labels, colours, torch.zeros(1, 16))
-    good = judged(verdict, 0, [Asked("dragon", "red"), Asked("cat", None)], JUDGE)
+    output = JudgeOutput(torch.tensor([[3.0, -1.0, 2.0, -1.0, -1.0]]), labels, colours, torch.zeros(1, 16))
+    good = judged(output, 0, [Asked("dragon", "red"), Asked("cat", None)], JUDGE)
     assert (good["value"], good["colours"], good["both"], good["all_right"]) == (1, 1, True, True)
-    swapped = judged(verdict, 0, [Asked("dragon", "blue"), Asked("cat", "blue")], JUDGE)
+    swapped = judged(output, 0, [Asked("dragon", "blue"), Asked("cat", "blue")], JUDGE)
     assert (swapped["value"], swapped["colours"], swapped["both"], swapped["all_right"]) == (1, 0.5, True, False)
-    absent = judged(verdict, 0, [Asked("fish", "red"), Asked("cat", None)], JUDGE)
+    absent = judged(output, 0, [Asked("fish", "red"), Asked("cat", None)], JUDGE)
     assert (absent["value"], absent["colours"], absent["both"], absent["all_right"]) == (0.5, 0, False, False)
-    assert judged(verdict, 0, [Asked("cat", None)], JUDGE)["both"] is None
+    assert judged(output, 0, [Asked("cat", None)], JUDGE)["both"] is None
     assert good["purity"] == pytest.approx(1 / (1 + math.exp(-5)))  # of two colours' logits, 5 and 0
     assert absent["purity"] is None  # a fish that is not found has no colour
-    assert judged(verdict, 0, [], JUDGE)["value"] is None
-    fields = (verdict.presence, verdict.labels, verdict.colours, verdict.features)
-    two = Judgement(*(torch.cat([field.flip(1 if field is verdict.colours else 0), field]) for field in fields))
+    assert judged(output, 0, [], JUDGE)["value"] is None
+    fields = (output.presence, output.labels, output.colours, output.features)
+    two = JudgeOutput(*(torch.cat([field.flip(1 if field is output.colours else 0), field]) for field in fields))
     assert [judged(two, b, [Asked("dragon", "red")], JUDGE)["colours"] for b in range(2)] == [0, 1]
     colours[0, :, :2, :2] = torch.tensor([0.0, 5.0])[:, None, None]  # blue leaks onto half of the dragon
-    leaking = judged(verdict, 0, [Asked("dragon", "red")], JUDGE)
+    leaking = judged(output, 0, [Asked("dragon", "red")], JUDGE)
     assert (leaking["value"], leaking["purity"]) == (1, pytest.approx(0.5))
 
 
@@ -477,11 +477,11 @@ def test_judge_of_a_run(tmp_path: Path, judge_folder: Path) -> None:
     for record in found["per_image"][:10]:
         pixels = torch.from_numpy(np.array(Image.open(run / record["file"]))).permute(2, 0, 1)[None] / 127.5 - 1
         with torch.no_grad():
-            verdict = judge(pixels)
+            output = judge(pixels)
         things = asked[int(record["file"][7:12])]
-        present += [(verdict.presence[0, k] > 0).item() for k in things]
+        present += [(output.presence[0, k] > 0).item() for k in things]
         if 0 in things:
-            right.append(bool(verdict.presence[0, 0] > 0 and verdict.colour_of(0)[0].argmax() == 0))
+            right.append(bool(output.presence[0, 0] > 0 and output.colour_of(0)[0].argmax() == 0))
     assert found["value"] == pytest.approx(np.mean(present))
     assert found["details"]["colours"]["value"] == pytest.approx(np.mean(right))
     assert found["details"]["both"]["count"] == 5

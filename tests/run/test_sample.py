@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny import TINY, Outcome, tiny_model
 
-from ldm.checkpoint import write_folder
+from ldm.files.writing import write_folder
 from samplers import ImageNoise
 
 Sample = Callable[..., Outcome]

@@ -28,7 +28,7 @@ from experiments.studies.segfree_exact import Forms, SegfreeExact, exact_form
 from guidance import Branch, ClassifierFree, SegmentationFree, guided
 from ldm import LatentDiffusion, load_model
 from ldm.attention import AttentionEdit, Site
-from samplers import Schedule, as_eps, ddim
+from samplers import Schedule, as_x_0, ddim
 
 STUDIES = [ImpliedSegmentation, SegfreeExact, Motivation]
 SITES = [
@@ -51,7 +51,7 @@ def bench(batch_size: int = 32) -> Bench:
 
 
 def first_batch(study: scenes.SceneStudy, model: LatentDiffusion) -> scenes.Noised:
-    with torch.inference_mode():
+    with torch.no_grad():
         return next(study.batches(model, bench()))
 
 
@@ -75,14 +75,14 @@ def test_masks_come_to_the_patches_of_which_they_fill_half() -> None:
 
 def test_scenes_are_noised_each_by_its_own_generator(icons: dict[str, Any]) -> None:
     model, study = tiny_model(), ImpliedSegmentation(**icons, timestep=301, count=5)
-    with torch.inference_mode():
+    with torch.no_grad():
         batches = list(study.batches(model, bench(2)))
     assert [len(noised.scenes) for noised in batches] == [2, 2, 1]
     x_0, x_t = torch.cat([noised.x_0 for noised in batches]), torch.cat([noised.x_t for noised in batches])
     truth = held_out(icons, 5)
     a_t = float(Schedule().alpha_bar[301])
     for i, scene in enumerate(truth):
-        with torch.inference_mode():
+        with torch.no_grad():
             latent = model.autoencoder.encode(scene.image[None] / 127.5 - 1)[0][0]
         eps = torch.randn(latent.shape, generator=torch.Generator().manual_seed(i))
         torch.testing.assert_close(x_0[i], latent, rtol=1e-4, atol=1e-4)
@@ -97,13 +97,12 @@ def attention_of(
     patches give 0.1 to the caption's last word, and most to BOS, which is of no account."""
 
     def predict_each(model: Any, noised: scenes.Noised, branches: dict[str, Branch]) -> dict[str, Tensor]:
-        edit = branches["cond"].edit
-        assert edit is not None
+        (edit,) = branches["cond"].edits
         for site in SITES:
             weights = torch.zeros(len(noised.scenes), heads, site.height, site.width, 77)
             weights[..., 0] = 0.6
             for b, scene in enumerate(noised.scenes):
-                weights[b, ..., noised.texts.cond.spans[b][-1].start] = 0.1
+                weights[b, ..., noised.conditions.cond.spans[b][-1].start] = 0.1
                 for h in range(heads):
                     for thing, k in zip(scene.objects, place(scene, h), strict=True):
                         weights[b, h, scenes.on_grid(thing.mask, site.height, site.width), k] = weight
@@ -218,14 +217,14 @@ def left_out_by_hand(start: int, stop: int) -> AttentionEdit:
 def test_the_exact_form_is_a_loop_over_words(grid: tuple[int, int], icons: dict[str, Any]) -> None:
     model, study = tiny_model(), SegfreeExact(**icons, count=3)
     noised = first_batch(study, model)
-    lengths = {len(words) for words in noised.texts.cond.spans}
+    lengths = {len(words) for words in noised.conditions.cond.spans}
     assert len(lengths) > 1, "captions of one length do not show what happens beyond the shorter one's end"
-    with torch.inference_mode():
-        eps_c = model.unet(noised.x_t, 501, noised.texts.cond.embedding)
+    with torch.no_grad():
+        eps_c = model.unet(noised.x_t, 501, noised.conditions.cond)
         directions, words = exact_form(model, noised, eps_c, grid)
-        for b, spans in enumerate(noised.texts.cond.spans):
-            x_t, text = noised.x_t[b : b + 1], noised.texts.cond.embedding[b : b + 1]
-            passes = [model.unet(x_t, 501, text, [left_out_by_hand(w.start, w.stop)])[0] for w in spans]
+        for b, spans in enumerate(noised.conditions.cond.spans):
+            x_t, text = noised.x_t[b : b + 1], noised.conditions.cond.rows(slice(b, b + 1))
+            passes = [model.unet(x_t, 501, text, [[left_out_by_hand(w.start, w.stop)]])[0] for w in spans]
             high, wide = 16 // grid[0], 16 // grid[1]
             for i in range(grid[0]):
                 for j in range(grid[1]):
@@ -241,24 +240,24 @@ def test_the_practical_form_is_that_of_the_guidance(candidates: str, icons: dict
     model, study = tiny_model(), SegfreeExact(**icons, count=3, sf_scale=7.0, candidates=candidates)
     noised = first_batch(study, model)
     guidance = SegmentationFree(cfg_steps=0, sf_strength=1.0, sf_scale=7.0, candidates=candidates)
-    with torch.inference_mode():
+    with torch.no_grad():
         eps, pushed = study.passes(model, noised)
-        predict = as_eps(model.unet, "eps", Schedule().alpha_bar)
-        theirs = guided(predict, guidance, noised.texts)(noised.x_t, noised.step)
-        empty = model.unet(noised.x_t, 501, noised.texts.negative.embedding)
-    torch.testing.assert_close(2 * eps["cond"] - eps["rest"], theirs)
+        predict = as_x_0(model.unet, "eps")
+        theirs = guided(predict, guidance, noised.conditions)(noised.x_t, noised.step).eps
+        empty = model.unet(noised.x_t, 501, noised.conditions.negative)
+    torch.testing.assert_close(2 * eps["cond"] - eps["rest"], theirs, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(eps["empty"], empty, rtol=1e-4, atol=1e-5)
     assert pushed.shape == (3, 16, 16)  # of the finest of the two grids
     fine, coarse = torch.zeros(5, 4, 8), torch.zeros(5, 2, 4)
     assert [layer.shape for layer in segfree_exact.finest([coarse, fine, coarse, fine])] == [fine.shape] * 2
     if candidates == "words":
-        assert all(pushed[b].max() < len(words) for b, words in enumerate(noised.texts.cond.spans))
+        assert all(pushed[b].max() < len(words) for b, words in enumerate(noised.conditions.cond.spans))
 
 
 def test_numbers_of_two_directions(icons: dict[str, Any]) -> None:
     model, study = tiny_model(), SegfreeExact(**icons, count=2)
     noised = first_batch(study, model)
-    scene, words = noised.scenes[0], noised.texts.cond.spans[0]
+    scene, words = noised.scenes[0], noised.conditions.cond.spans[0]
     g = torch.Generator().manual_seed(0)
     exact, cfg = (torch.randn(4, 16, 16, generator=g) for _ in range(2))
     inside = scenes.on_grid(scene.objects[0].mask | scene.objects[1].mask, 16, 16)
@@ -329,19 +328,19 @@ def test_pictures_are_finished_as_the_sampler_would(icons: dict[str, Any]) -> No
     model, study = tiny_model(), Motivation(**icons, count=3, timestep=601, steps=10, scale=3.0)
     noised = first_batch(study, model)
     schedule = Schedule()
-    rest = [step for step in schedule.steps(10) if step.t <= 601]
-    ours = motivation.steps_from(601, model.config.schedule, 10)
-    assert [(s.t, s.s, s.sigma) for s in ours] == [(s.t, s.s, s.sigma) for s in rest]
-    between = motivation.steps_from(550, model.config.schedule, 4)
-    assert [(s.t, s.s) for s in between] == [(550, 501), (501, 251), (251, 1), (1, None)]
-    with torch.inference_mode():
+    rest = [step for step in schedule.steps(10) if step.now.t <= 601]
+    ours = motivation.steps_from(601, schedule, 10)
+    assert [(s.now, s.to) for s in ours] == [(s.now, s.to) for s in rest]
+    between = motivation.steps_from(550, schedule, 4)
+    assert [(s.now.t, s.to.t) for s in between] == [(550, 501), (501, 251), (251, 1), (1, 0)]
+    with torch.no_grad():
         negatives = motivation.negative_texts(model, noised)
         drawn = study.draw(model, noised, negatives, 2)
         assert drawn.shape == (3, 2, 3, 32, 32)
         captions = [motivation.without(scene.caption, scene.objects[1]) for scene in noised.scenes]
-        texts = model.texts([scene.caption for scene in noised.scenes], captions)
-        denoise = guided(as_eps(model.unet, "eps", schedule.alpha_bar), ClassifierFree(3.0), texts)
-        *_, (_, x_0, _) = ddim(denoise, noised.x_t, rest, schedule.alpha_bar)
+        conditions = model.conditions([scene.caption for scene in noised.scenes], captions)
+        denoise = guided(as_x_0(model.unet, "eps"), ClassifierFree(3.0), conditions)
+        *_, (_, x_0, _) = ddim(denoise, noised.x_t, rest)
         torch.testing.assert_close(drawn[2], model.decode(x_0)[:2], rtol=1e-3, atol=1e-3)
     assert not torch.allclose(drawn[0], drawn[2], atol=1e-3)
 

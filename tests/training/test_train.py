@@ -3,21 +3,25 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from packages import write_package
 from safetensors.torch import load_file
 from torch import nn
 
-from experiments.emoji.judge import Judgement, load_judge
-from experiments.emoji.world import EmojiScenes, World, batch, load_atlas
+from experiments.emoji.judge import JudgeOutput, load_judge
+from experiments.emoji.world import EmojiScenes, World, batch_of, load_atlas, settings_of
 from experiments.files import CONF
 from experiments.training import loop as verb
 from experiments.training import parts
+from experiments.training.loop import joined
 from ldm import load_model
 from ldm.text import TextEncoder, Tokenizer
 
@@ -53,7 +57,7 @@ def folder(tmp_path_factory):
 
 
 def overrides(folder, part, *more):
-    places = [f"icons={folder / 'icons'}", f"cache={folder / 'cache'}", f"out={folder / 'out'}"]
+    places = ["device=cpu", f"icons={folder / 'icons'}", f"cache={folder / 'cache'}", f"out={folder / 'out'}"]
     places += [f"{earlier}={folder / earlier / 'checkpoint.pt'}" for earlier in ("autoencoder", "clip")]
     short = ["part.steps=6", "part.batch=4", "part.micro=2", "part.warmup=2", "log_every=2", "save_seconds=1000"]
     return [f"part=small/{part}", *places, *TINY_WORLD, *TINY[part], *short, *more]
@@ -98,6 +102,75 @@ def test_a_run_stopped_and_resumed_equals_an_undisturbed_one_bit_for_bit(folder,
     assert [row["step"] for row in rows] == [2, 4, 6]
 
 
+def test_chance_depends_on_seed_step_and_micro_batch(folder, tmp_path, monkeypatch):
+    drawn = []
+    loss = parts.AutoencoderPart.forward
+
+    def forward(self, scenes, g):
+        drawn.append(torch.rand(1, generator=g).item())
+        return loss(self, scenes, g)
+
+    monkeypatch.setattr(parts.AutoencoderPart, "forward", forward)
+    runs = {}
+    for name, seed in (("zero", 0), ("one", 1), ("again", 0)):
+        verb.train(config(folder, "autoencoder", f"out={tmp_path / name}", f"seed={seed}", "stop_after=2"))
+        runs[name], drawn = drawn, []
+    assert runs["zero"] == runs["again"]
+    assert len({*runs["zero"], *runs["one"]}) == 8, "two seeds, two steps, two micro-batches"
+
+
+@pytest.mark.parametrize("other", [(1, 5, 0), (0, 65541, 0), (0, 5, 1), (5, 0, 0), (2**40, 5, 0)])
+def test_every_bit_of_seed_step_and_micro_batch_counts(other):
+    one, two = (torch.randn(8, generator=verb.generator_of(*key)) for key in ((0, 5, 0), other))
+    assert not torch.equal(one, two)
+    assert torch.equal(one, torch.randn(8, generator=verb.generator_of(0, 5, 0)))
+
+
+def test_a_long_training_lists_no_indices_beforehand(folder):
+    cfg = config(folder, "autoencoder", "part.steps=500000")
+    scenes = EmojiScenes(*world_of(folder, cfg), length=2_000_000)
+    with joined("cpu") as team:
+        tracemalloc.start()
+        batches = verb.micro_batches(cfg, scenes, range(100, 500_000), team)
+        taken = [next(batches).captions for _ in range(3)]
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert taken == [[scenes.caption(i)[0] for i in (first, first + 1)] for first in (400, 402, 404)]
+    assert peak < 4e6, "two million numbers take 16 MB"
+
+
+def test_the_networks_own_weights_are_back_whatever_happens_under_the_average():
+    network = nn.Linear(2, 2)
+    state = verb.State.begin(network)
+    own = network.weight.detach().clone()
+    state.ema["weight"] += 1
+    with pytest.raises(OSError, match="disk"), state.averaged():
+        assert torch.equal(network.weight, own + 1)
+        raise OSError("disk full")
+    assert torch.equal(network.weight, own)
+    assert network.training
+
+
+def test_a_device_is_the_one_that_is_named(monkeypatch):
+    monkeypatch.setattr(verb.build, "device", lambda name: torch.device("cuda" if name == "auto" else name))
+    with joined("cuda:1") as team:
+        assert team.device == torch.device("cuda:1")
+    with joined("auto") as team:
+        assert team.device.type == "cuda"
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with (
+        pytest.raises(ValueError, match="each of 2 processes takes a GPU of its own: use device=cuda"),
+        joined("cuda:1"),
+    ):
+        pass
+
+
+def test_a_device_that_is_not_there_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="device=cuda:9 is not available"):
+        verb.train(config(folder, "autoencoder", f"out={tmp_path}", "device=cuda:9"))
+
+
 def test_a_checkpoint_of_another_config_is_refused_by_the_difference(folder, tmp_path):
     verb.train(config(folder, "autoencoder", f"out={tmp_path}", "stop_after=1"))
     with pytest.raises(ValueError, match=r"another config \(part\.batch was 4, now is 6\)"):
@@ -120,7 +193,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(folder, tmp_path, monkeypa
 
 
 def world_of(folder, cfg):
-    world = World(**parts.numbers(cfg.world))
+    world = World(**settings_of(cfg.world))
     return world, load_atlas(world, folder / "icons", folder / "cache")
 
 
@@ -149,12 +222,24 @@ def test_the_autoencoder_learns_and_its_latents_get_unit_variance(folder, tmp_pa
     checkpoint = checkpoint_of(cfg)
     scenes = EmojiScenes(*world_of(folder, cfg))
     trained, config_of_it = parts.load_autoencoder(checkpoint, scenes)
-    latents = trained.encode(batch(scenes, range(512)).pixels())[0]
+    latents = trained.encode(batch_of(scenes, range(512)).pixels())[0]
     assert abs(latents.std().item() - 1) < 1e-3
     assert config_of_it.scale == trained.scale != 1
     untrained, _ = parts.load_autoencoder(folder / "autoencoder" / "checkpoint.pt", scenes)
-    gain = parts.mean(parts.psnr(trained, scenes, 40)) - parts.mean(parts.psnr(untrained, scenes, 40))
+    gain = fmean(parts.psnr(trained, scenes, 40)) - fmean(parts.psnr(untrained, scenes, 40))
     assert gain > 3, f"{gain} dB"
+
+
+def test_the_trained_autoencoder_is_written_as_diffusers_reads_it(folder):
+    cfg = config(folder, "autoencoder")
+    scenes = EmojiScenes(*world_of(folder, cfg))
+    trained, settings = parts.load_autoencoder(folder / "autoencoder" / "checkpoint.pt", scenes)
+    written = AutoencoderKL.from_pretrained(folder / "autoencoder" / "model")
+    images = batch_of(scenes, range(8)).pixels()
+    with torch.no_grad():
+        latents = written.encode(images).latent_dist.mean * written.config.scaling_factor
+        assert written.config.scaling_factor == pytest.approx(settings.scale)
+        assert torch.allclose(latents, trained.encode(images)[0], atol=1e-2)
 
 
 def test_the_text_tower_becomes_the_text_encoder(folder):
@@ -188,14 +273,14 @@ def test_clip_finds_captions(folder, tmp_path):
 
 
 def test_the_judge_learns_to_see(folder, tmp_path):
-    fast = ["part.steps=300", "part.batch=32", "part.micro=32", "part.lr=0.01", "part.warmup=10", "bf16=false"]
-    fast += ["~world.layouts", "+world.layouts={one: 1.0}"]
+    fast = ["part.steps=300", "part.batch=32", "part.micro=32", "part.lr=0.005", "part.warmup=10", "bf16=false"]
+    fast += ["part.noise=0", "part.blurred=0", "~world.layouts", "+world.layouts={one: 1.0}"]
     cfg = config(folder, "judge", f"out={tmp_path}", *fast)
     verb.train(cfg)
     scores = parts.judge_scores(load_judge(tmp_path / "model"), EmojiScenes(*world_of(folder, cfg), "held_out"), 100)
-    assert parts.mean(scores["labels"]) > 0.8
-    assert parts.mean(scores["masks"]) > 0.3
-    assert parts.mean(scores["colours"]) > 0.4, "chance is 0.125"
+    assert fmean(scores["labels"]) > 0.8
+    assert fmean(scores["masks"]) > 0.3
+    assert fmean(scores["colours"]) > 0.4, "chance is 0.125"
 
 
 def test_judge_scores_are_one_for_the_truth_and_low_for_its_opposite(folder):
@@ -210,18 +295,18 @@ def test_judge_scores_are_one_for_the_truth_and_low_for_its_opposite(folder):
             self.sign, self.place, self.parameter = sign, 0, nn.Parameter(torch.zeros(1))
 
         def forward(self, images):
-            some = batch(scenes, range(self.place, self.place + len(images)))
+            some = batch_of(scenes, range(self.place, self.place + len(images)))
             self.place += len(images)
             labels = torch.nn.functional.one_hot(some.labels.long(), 3).permute(0, 3, 1, 2).float() * self.sign
             colours = torch.nn.functional.one_hot(some.colours.long(), 9).permute(0, 3, 1, 2)[:, 1:].float() * self.sign
             presence = 2 * labels[:, 1:].amax(dim=(2, 3)) - 1 if self.sign > 0 else 1 + labels[:, 1:].amin(dim=(2, 3))
-            return Judgement(presence, 9 * labels, 9 * colours, torch.zeros(len(images), 1))
+            return JudgeOutput(presence, 9 * labels, 9 * colours, torch.zeros(len(images), 1))
 
     right = parts.judge_scores(Truth(1.0), scenes, 60)
     assert all(set(values) == {1.0} for values in right.values())
     wrong = parts.judge_scores(Truth(-1.0), scenes, 60)
-    assert parts.mean(wrong["masks"]) < 0.5
-    assert parts.mean(wrong["colours"]) < 0.5
+    assert fmean(wrong["masks"]) < 0.5
+    assert fmean(wrong["colours"]) < 0.5
 
 
 def test_the_fresh_unet_predicts_nothing_so_its_loss_is_the_variance_of_the_noise(folder, tmp_path):
@@ -232,19 +317,19 @@ def test_the_fresh_unet_predicts_nothing_so_its_loss_is_the_variance_of_the_nois
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_the_target_is_what_the_sampler_takes_it_for(folder, prediction):
-    """A network that returned its training target would give as_eps the very noise."""
+    """A network that returned its training target would give as_x_0 the very x_0."""
     cfg = config(folder, "unet", f"part.schedule.prediction={prediction}", "part.caption_dropout=0", "bf16=false")
     scenes = EmojiScenes(*world_of(folder, cfg))
     part = parts.UNetPart(cfg.part, scenes, *(folder / p / "checkpoint.pt" for p in ("autoencoder", "clip")))
     seen = {}
 
     class Nothing(nn.Module):
-        def forward(self, x_t, t, text):
+        def forward(self, x_t, t, condition):
             seen.update(x_t=x_t, t=t)
             return torch.zeros_like(x_t)
 
     part.unet = Nothing()
-    some = batch(scenes, range(64))
+    some = batch_of(scenes, range(64))
     loss = part.forward(some, torch.Generator().manual_seed(5))
     g = torch.Generator().manual_seed(5)  # the draws again: posterior, dropout, t, eps, its offset
     mean, logvar = part.autoencoder.encode(some.pixels())

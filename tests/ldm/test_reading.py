@@ -1,4 +1,4 @@
-"""Reading checkpoints: which tensors go where, which files are taken, and what is said of the others."""
+"""Reading model files: which tensors go where, which files are taken, and what is said of the others."""
 
 import json
 import pickle
@@ -17,9 +17,12 @@ from reference import TINY_SD1, TINY_SD2, manifests, relative, same_weights, tin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ldm import LatentDiffusion, checkpoint, load_model, names
-from ldm.config import SD1, SD1_INPAINTING, SD2, ModelConfig
-from ldm.config_files import family, to_yaml
+from ldm import LatentDiffusion, load_model
+from ldm.config import SD1, SD1_INPAINTING, SD2, ModelConfig, ScheduleConfig
+from ldm.files import names, reading
+from ldm.files.config_files import family, to_yaml
+from ldm.files.reading import compare, on_meta
+from ldm.files.writing import write_file
 
 TINY = {"sd1": TINY_SD1, "sd2": TINY_SD2}
 
@@ -27,16 +30,20 @@ TINY = {"sd1": TINY_SD1, "sd2": TINY_SD2}
 # --- every key of the published checkpoints ---------------------------------------------------------------------------
 
 
-def on_meta(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+def tensors_of(shapes: dict[str, list[int]]) -> list[tuple[str, Tensor]]:
+    return [(key, torch.empty(shape, device="meta")) for key, shape in shapes.items()]
 
 
-def wanted(config: ModelConfig, open_clip: bool, ema: bool = False) -> dict[names.Source, Tensor]:
-    networks = checkpoint.build(config)
-    sources = checkpoint.file_sources(config, networks, open_clip, names.CLIP + "text_model.", ema)
+def text_prefix(config: ModelConfig) -> str:
+    return names.OPENCLIP if config is SD2 else names.CLIP + names.TEXT_PREFIX
+
+
+def wanted(config: ModelConfig, ema: bool = False) -> dict[names.Source, Tensor]:
+    model = on_meta(config)
+    sources = names.in_single_file(model, text_prefix(config), ema)
     return {
-        by_name[name]: value
-        for network, by_name in zip(networks, sources, strict=True)
+        sources[part][name]: value
+        for part, network in names.parts(model).items()
         for name, value in network.state_dict().items()
     }
 
@@ -60,40 +67,38 @@ def test_every_tensor_of_published_files_has_its_place(name: str, ema: bool) -> 
     def extra(key: str) -> bool:
         return names.is_extra(key, config.text.layers, ema)
 
-    needed = wanted(config, name == "sd_v2_1_ckpt", ema)
-    checkpoint.compare(needed, list(on_meta(shapes).items()), extra, name)
+    needed = wanted(config, ema)
+    compare(needed, tensors_of(shapes), extra, name)
     keys = {source.key for source in needed}
     assert ema or not any(extra(key) for key in keys)
     for lost in list(keys)[::97]:
         with pytest.raises(ValueError, match="1 missing"):
-            checkpoint.compare(needed, [i for i in on_meta(shapes).items() if i[0] != lost], extra, name)
+            compare(needed, [item for item in tensors_of(shapes) if item[0] != lost], extra, name)
 
 
 @pytest.mark.parametrize(("folder", "config"), [("sd15_diffusers", SD1), ("sd21_diffusers", SD2)])
 def test_every_tensor_of_published_folders_has_its_place(folder: str, config: ModelConfig) -> None:
-    tables = (("unet", "", names.DIFFUSERS), ("vae", "", names.DIFFUSERS))
-    tables += (("text_encoder", "text_model.", names.TRANSFORMERS),)
-    for network, (part, prefix, table) in zip(checkpoint.build(config), tables, strict=True):
-        mine = {prefix + names.rename(k, table): list(v.shape) for k, v in network.state_dict().items()}
-        assert mine == manifests()[folder][part]
-    vae = checkpoint.build(config)[1].state_dict()
-    old = {names.rename(k, names.DIFFUSERS_OLD_VAE): names.rename(k, names.DIFFUSERS) for k in vae}
-    assert {k: v for k, v in old.items() if k != v} == manifests()[folder]["vae_legacy_names"]
+    model = on_meta(config)
+    sources = names.in_folder(model)
+    for part, network in names.parts(model).items():
+        shapes = {sources[part][name].key: list(value.shape) for name, value in network.state_dict().items()}
+        assert shapes == manifests()[folder][part]
+    old = names.in_folder(model, old_vae=True)["vae"]
+    renamed = {old[name].key: sources["vae"][name].key for name in old}
+    assert {k: v for k, v in renamed.items() if k != v} == manifests()[folder]["vae_legacy_names"]
 
 
 @pytest.mark.parametrize(("keymap", "config"), [("keymap_sd15", SD1), ("keymap_sd21", SD2)])
 def test_names_agree_with_the_converters_of_diffusers(keymap: str, config: ModelConfig) -> None:
-    networks = checkpoint.build(config)
-    sources = checkpoint.file_sources(config, networks, config is SD2, names.CLIP + "text_model.", ema=False)
-    tables = (("unet", "", names.DIFFUSERS), ("vae", "", names.DIFFUSERS))
-    tables += (("text_encoder", "text_model.", names.TRANSFORMERS),)
-    for network, by_name, (part, prefix, table) in zip(networks, sources, tables, strict=True):
-        mine = {}
+    model = on_meta(config)
+    single, folder = names.in_single_file(model, text_prefix(config)), names.in_folder(model)
+    for part, network in names.parts(model).items():
+        places = {}
         for name, value in network.state_dict().items():
-            source, rows = by_name[name], len(value)
+            source, rows = single[part][name], len(value)
             place = [source.key, source.part * rows, (source.part + 1) * rows] if source.parts > 1 else source.key
-            mine[prefix + names.rename(name, table)] = place
-        assert mine == manifests()[keymap][part]
+            places[folder[part][name].key] = place
+        assert places == manifests()[keymap][part]
 
 
 # --- single files -----------------------------------------------------------------------------------------------------
@@ -109,7 +114,7 @@ def files(models: dict[str, LatentDiffusion], tmp_path_factory: pytest.TempPathF
     """NAME.safetensors as CompVis lays it out, and NAME.yaml of our own fields."""
     folder = tmp_path_factory.mktemp("files")
     for name, model in models.items():
-        checkpoint.write_file(model, folder / f"{name}.safetensors")
+        write_file(model, folder / f"{name}.safetensors")
         (folder / f"{name}.yaml").write_text(to_yaml(model.config))
     return folder
 
@@ -152,7 +157,7 @@ def as_ckpt(path: Path, content: object, legacy: bool = False) -> Path:
 def test_extras_and_wrappers(
     kind: str, tmp_path: Path, files: Path, models: dict[str, LatentDiffusion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "CHUNK", 500_000)  # so that files are mapped anew a few times
+    monkeypatch.setattr(reading, "CHUNK", 500_000)  # so that files are mapped anew a few times
     state = load_file(files / "sd1.safetensors")
     state |= extras(state)
     path = tmp_path / "model.ckpt"
@@ -170,7 +175,7 @@ def test_extras_and_wrappers(
 
 
 def test_16_bit_and_dtypes(tmp_path: Path, files: Path, models: dict[str, LatentDiffusion]) -> None:
-    checkpoint.write_file(models["sd1"], tmp_path / "half.safetensors", torch.float16)
+    write_file(models["sd1"], tmp_path / "half.safetensors", torch.float16)
     full = load_model(tmp_path / "half.safetensors", config=files / "sd1.yaml")
     half = load_model(tmp_path / "half.safetensors", config=files / "sd1.yaml", dtype=torch.float16)
     exact = models["sd1"].unet.state_dict()
@@ -354,7 +359,7 @@ def test_sd2_file_needs_its_prediction(tmp_path: Path) -> None:
         load_model(path)
     with pytest.raises(ValueError, match="missing"):
         load_model(path, prediction="v")
-    with pytest.raises(ValueError, match="model.prediction=epsilon: must be eps, v or x0"):
+    with pytest.raises(ValueError, match="model.prediction=epsilon: must be eps, v, x0 or flow"):
         load_model(path, prediction="epsilon")
 
 
@@ -364,6 +369,36 @@ def test_paths_that_are_not_there() -> None:
             load_model(source)
     with pytest.raises(ValueError, match="owner/name: no such file or folder here, and the hub cannot be reached"):
         load_model("owner/name")
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids that were looked up on the hub."""
+    asked: list[str] = []
+
+    def look(hub_id: str) -> Path:
+        asked.append(hub_id)
+        raise ValueError("looked up")
+
+    monkeypatch.setattr(reading, "from_hub", look)
+    return asked
+
+
+def test_mistyped_paths_are_not_looked_up_on_the_hub(
+    tmp_path: Path, no_hub: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
+    for source in ("mine/model", "outputs/model"):  # commands write to outputs/, be it there yet or not
+        with pytest.raises(FileNotFoundError, match=f"{source}: no such file or folder in .*hf://{source}"):
+            load_model(source)
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        load_model("~nobody-of-this-name/model")
+    assert no_hub == []
+    for source in ("owner/name", "hf://mine/model", "hf://outputs/model"):
+        with pytest.raises(ValueError, match="looked up"):
+            load_model(source)
+    assert no_hub == ["owner/name", "mine/model", "outputs/model"]
 
 
 # --- YAML -------------------------------------------------------------------------------------------------------------
@@ -437,10 +472,11 @@ def test_compvis_yaml(name: str, tmp_path: Path, files: Path, models: dict[str, 
     [
         ("model.params.unet_config.params.use_scale_shift_norm", True, "use_scale_shift_norm=True is not supported"),
         ("model.params.unet_config.params.transformer_depth", 2, "transformer_depth=2 is not supported"),
-        ("model.params.unet_config.params.model_channels", None, "v1-inference.yaml"),
+        ("model.params.unet_config.params.model_channels", None, "model_channels=None should be a whole number"),
         ("model.params.first_stage_config.params.ddconfig.attn_resolutions", [16], "attn_resolutions"),
         ("model.params.cond_stage_config.target", "x.BERTEmbedder", "text encoder BERTEmbedder"),
-        ("model.params.beta_schedule", "cosine", "beta_schedule='cosine' is not supported"),
+        ("model.params.unet_config.params", None, "not laid out like v1-inference.yaml: no mapping"),
+        ("model.params.beta_schedule", "cosine", "beta_schedule='cosine' should be one of linear, sqrt_linear"),
         ("model.params.scale_by_std", True, "scale_by_std=True is not supported"),
     ],
 )
@@ -461,11 +497,11 @@ def test_compvis_yaml_beyond_us(where: str, value: object, message: str, tmp_pat
     ("text", "message"),
     [
         ("unet: {chanels: [32]}", "unknown field 'chanels'"),
-        ("unet: {channels: 32}", r"channels=32 should be like \(320, 640, 1280, 1280\)"),
+        ("unet: {channels: 32}", "channels=32 should be a list of 1 to 8"),
         ("unet: {heads: [8]}", "one entry per level"),
         ("unet: {heads: [7, 7, 7, 7]}", "cannot be split over 7 heads"),
         ("unet: {text_width: 32}", "expects text of width 32"),
-        ("schedule: {prediction: epsilon}", "none of eps, v, x0"),
+        ("schedule: {prediction: epsilon}", "prediction='epsilon' should be one of eps, v, x0, flow"),
         ("[1, 2]", "neither a CompVis YAML nor one of ours"),
         ("a: [", "no readable YAML"),
     ],
@@ -584,6 +620,58 @@ def test_settings_of_a_folder(folders: Path, tmp_path: Path) -> None:
     assert load_model(folder, prediction="v").config.schedule == replace(schedule, prediction="v")
 
 
+ENDS = [  # scheduler, its settings, whether the last step ends clean
+    ("DDIMScheduler", {}, True),
+    ("DDIMScheduler", {"set_alpha_to_one": False}, False),
+    ("PNDMScheduler", {"skip_prk_steps": True}, False),
+    ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}, True),
+    ("EulerDiscreteScheduler", {}, True),
+    ("HeunDiscreteScheduler", {}, True),
+    ("DPMSolverMultistepScheduler", {}, True),
+    ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}, False),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "clean"), ENDS)
+def test_the_end_and_the_spacing_are_those_of_the_scheduler(
+    name: str, settings: dict, clean: bool, folders: Path, tmp_path: Path
+) -> None:
+    """SDXL's file says set_alpha_to_one: false to an Euler scheduler, which never looks at it."""
+    import diffusers
+
+    scheduler = getattr(diffusers, name)(**settings)
+    scheduler.set_timesteps(10)
+    theirs = scheduler.sigmas[-1] == 0 if hasattr(scheduler, "sigmas") else scheduler.final_alpha_cumprod == 1
+    assert bool(theirs) == clean
+    folder = copy(folders / "sd1", tmp_path / "a")
+    scheduler.save_pretrained(folder / "scheduler")
+    if "set_alpha_to_one" not in scheduler.config:
+        edit_json(folder / "scheduler" / "scheduler_config.json", set_alpha_to_one=not clean)
+    schedule = load_model(folder).config.schedule
+    assert (schedule.ends_clean, schedule.spacing) == (clean, scheduler.config.timestep_spacing)
+
+
+def test_zero_terminal_snr(folders: Path, tmp_path: Path) -> None:
+    folder = copy(folders / "sd2", tmp_path / "a")
+    edit_json(folder / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    schedule = load_model(folder).config.schedule
+    assert schedule == replace(TINY_SD2.schedule, zero_terminal_snr=True, spacing="trailing")
+    with pytest.raises(ValueError, match="zero_terminal_snr .* with prediction eps"):
+        load_model(folder, prediction="eps")
+
+
+def test_flow(folders: Path, tmp_path: Path) -> None:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    folder = copy(folders / "sd1", tmp_path / "a")
+    FlowMatchEulerDiscreteScheduler(shift=3.0).save_pretrained(folder / "scheduler")
+    schedule = load_model(folder).config.schedule
+    assert schedule == ScheduleConfig(kind="flow", shift=3.0, prediction="flow", ends_clean=True)
+    edit_json(folder / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True)
+    with pytest.raises(ValueError, match="use_dynamic_shifting=True is not supported"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize(
     ("files", "pad_id"),
     [
@@ -632,20 +720,21 @@ def test_empty_folder(tmp_path: Path) -> None:
         ("unet/config.json", {"time_cond_proj_dim": 256}, "time_cond_proj_dim=256"),
         ("unet/config.json", {"flip_sin_to_cos": False}, "flip_sin_to_cos=False"),
         ("unet/config.json", {"some_new_setting": 1}, "some_new_setting=1"),
-        ("unet/config.json", {"down_block_types": ["AttnDownBlock2D"] * 3}, "block type 'AttnDownBlock2D'"),
+        ("unet/config.json", {"down_block_types": ["AttnDownBlock2D"] * 3}, r"down_block_types=\['AttnDownBlock2D'"),
         ("unet/config.json", {"up_block_types": ["UpBlock2D"] * 3}, "do not mirror each other"),
-        ("unet/config.json", {"layers_per_block": [1, 1, 1]}, r"\[1, 1, 1\] should be like 2"),
+        ("unet/config.json", {"layers_per_block": [1, 1, 1]}, r"layers_per_block=\[1, 1, 1\] should be a whole"),
         ("unet/config.json", {"block_out_channels": None}, "no block_out_channels"),
         ("unet/config.json", {"sample_size": [32, 32]}, "sample_size"),
         ("vae/config.json", {"use_quant_conv": False}, "use_quant_conv=False"),
         ("vae/config.json", {"shift_factor": 0.1}, "shift_factor=0.1"),
-        ("vae/config.json", {"up_block_types": ["AttnUpDecoderBlock2D"]}, "block type 'AttnUpDecoderBlock2D'"),
+        ("vae/config.json", {"up_block_types": ["AttnUpDecoderBlock2D"]}, r"up_block_types=\['AttnUpDecoderBlock2D'"),
         ("text_encoder/config.json", {"model_type": "bert"}, "model_type='bert'"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act='relu'"),
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "trained_betas"),
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "beta_schedule='sigmoid'"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "prediction_type='flow'"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "_class_name='EDMEulerScheduler'"),
     ],
 )
 def test_folder_beyond_us(file: str, changes: dict, message: str, folders: Path, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
-"""What our parameters are called in checkpoints: rename tables as data.
+"""The names of parameters in files, as tables.
 
-A table is a list of pairs (ours, theirs); each is replaced wherever it stands in "." + name. Our own names are those of
-diffusers but for the few in DIFFUSERS, so that table is short, and the tables of the original single files are spelled
-out of the shape of the network.
+A table is a list of pairs (name in our networks, name in the file); each is replaced wherever it stands in "." + name.
+Our networks use the names of diffusers but for the few in DIFFUSERS, so that table is short; the tables of the original
+single files follow from the shapes of the networks.
 """
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from ldm.config import AutoencoderConfig, UNetConfig
+from ldm.model import LatentDiffusion
 
 Table = list[tuple[str, str]]
 
@@ -21,12 +24,20 @@ class Source:
     parts: int = 1
 
 
+Sources = dict[str, Source]  # of the parameters of one network, by their names in it
+
+
 def rename(name: str, table: Table) -> str:
     name = "." + name
-    for ours, theirs in table:
-        name = name.replace(ours, theirs)
+    for in_network, in_file in table:
+        name = name.replace(in_network, in_file)
     return name[1:]
 
+
+# --- diffusers folders ------------------------------------------------------------------------------------------------
+
+STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}  # of the files
+TEXT_PREFIX = "text_model."  # precedes the names of CLIPTextModel in most files
 
 DIFFUSERS: Table = [  # U-Net and autoencoder of a diffusers folder
     (".to_out.", ".to_out.0."),
@@ -42,7 +53,7 @@ DIFFUSERS_OLD_VAE: Table = [  # the autoencoder's attention, as folders from bef
     (".to_out.", ".proj_attn."),
     *DIFFUSERS,
 ]
-TRANSFORMERS: Table = [  # CLIPTextModel; released files have "text_model." before it
+TRANSFORMERS: Table = [  # CLIPTextModel
     (".token_embedding.", ".embeddings.token_embedding."),
     (".position_embedding.", ".embeddings.position_embedding."),
     (".layers.", ".encoder.layers."),
@@ -50,6 +61,32 @@ TRANSFORMERS: Table = [  # CLIPTextModel; released files have "text_model." befo
     (".fc1.", ".mlp.fc1."),
     (".fc2.", ".mlp.fc2."),
 ]
+
+
+def parts(model: LatentDiffusion) -> dict[str, nn.Module]:
+    """Returns the networks by the names of their folders."""
+    return {"unet": model.unet, "vae": model.autoencoder, "text_encoder": model.text_encoder}
+
+
+def in_folder(model: LatentDiffusion, text_prefix: str = TEXT_PREFIX, old_vae: bool = False) -> dict[str, Sources]:
+    """Returns the place of each parameter in a diffusers folder, by part."""
+    tables = {
+        "unet": ("", DIFFUSERS),
+        "vae": ("", DIFFUSERS_OLD_VAE if old_vae else DIFFUSERS),
+        "text_encoder": (text_prefix, TRANSFORMERS),
+    }
+    return {
+        part: {name: Source(prefix + rename(name, table)) for name in parts(model)[part].state_dict()}
+        for part, (prefix, table) in tables.items()
+    }
+
+
+# --- single files -----------------------------------------------------------------------------------------------------
+
+UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."  # prefixes of names in a single file
+CLIP, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+EMA = "model_ema.diffusion_model"
+
 OPEN_CLIP: Table = [  # q, k and v are thirds of one tensor, see `open_clip_source`
     (".position_embedding.weight", ".positional_embedding"),
     (".layers.", ".transformer.resblocks."),
@@ -72,8 +109,12 @@ COMPVIS_RESNET: Table = [
 
 
 def compvis_unet(config: UNetConfig) -> Table:
-    """Single files number the blocks through: input_blocks.N, middle_block.N, output_blocks.N; below, .0 is the
-    residual block, .1 the transformer, and what resizes comes last (an input block of its own on the way down)."""
+    """Returns the table of a single file's U-Net.
+
+    The file numbers all blocks of a way in one row: input_blocks.N, middle_block.N, output_blocks.N. In a block, .0 is
+    the residual block and .1 the transformer. Downsampling is an input block of its own, upsampling the last of its
+    output block.
+    """
     last = len(config.channels) - 1
     resnets: Table = [("mid_block.resnets.0", "middle_block.0"), ("mid_block.resnets.1", "middle_block.2")]
     others: Table = [
@@ -106,6 +147,7 @@ def compvis_unet(config: UNetConfig) -> Table:
 
 
 def compvis_autoencoder(config: AutoencoderConfig) -> Table:
+    """Returns the table of a single file's autoencoder."""
     levels = range(len(config.channels))
     return [
         *((f".down_blocks.{i}.", f".down.{i}.") for i in levels),
@@ -126,21 +168,41 @@ def compvis_autoencoder(config: AutoencoderConfig) -> Table:
     ]
 
 
-UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."  # what stands before the names in a single file
-CLIP, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
-EMA = "model_ema.diffusion_model"
-
-
-def averaged(key: str) -> str:
-    """The key of a U-Net parameter's EMA copy: the dots of its name are taken out."""
+def ema_key(key: str) -> str:
+    """Returns the key of a U-Net parameter's EMA copy, which has no dots in its name."""
     return EMA + key.removeprefix(UNET).replace(".", "")
 
 
 def open_clip_source(name: str) -> Source:
+    """Returns the place of a text encoder's parameter in OpenCLIP's layout."""
     part = next((i for i, proj in enumerate(("q_proj", "k_proj", "v_proj")) if f".{proj}." in name), None)
     key = OPENCLIP + rename(name, OPEN_CLIP)
     return Source(key) if part is None else Source(key, part, 3)
 
+
+def in_single_file(model: LatentDiffusion, text_prefix: str, ema: bool = False) -> dict[str, Sources]:
+    """Returns the place of each parameter in a single file, by part.
+
+    text_prefix  OPENCLIP, CLIP, or CLIP + TEXT_PREFIX
+    ema          take the averaged copies of the U-Net's weights
+    """
+    unet_table, autoencoder_table = compvis_unet(model.config.unet), compvis_autoencoder(model.config.autoencoder)
+
+    def unet_source(name: str) -> Source:
+        key = UNET + rename(name, unet_table)
+        return Source(ema_key(key) if ema else key)
+
+    def text_source(name: str) -> Source:
+        return open_clip_source(name) if text_prefix == OPENCLIP else Source(text_prefix + rename(name, TRANSFORMERS))
+
+    return {
+        "unet": {name: unet_source(name) for name in model.unet.state_dict()},
+        "vae": {name: Source(AUTOENCODER + rename(name, autoencoder_table)) for name in model.autoencoder.state_dict()},
+        "text_encoder": {name: text_source(name) for name in model.text_encoder.state_dict()},
+    }
+
+
+# --- tensors that files carry and networks do not have ----------------------------------------------------------------
 
 # fmt: off
 SCHEDULE_BUFFERS = {
@@ -154,13 +216,16 @@ CONSTANTS = ("position_ids", "text_projection", "text_projection.weight", "logit
 
 
 def is_constant(key: str) -> bool:
-    """True for what text encoders carry and Stable Diffusion has no use for."""
+    """Tells whether a text encoder's tensor is one that Stable Diffusion does not use."""
     return key.endswith(CONSTANTS)
 
 
 def is_extra(key: str, text_layers: int, ema: bool) -> bool:
-    """True for what single files carry and sampling has no use for: schedule buffers, EMA copies (under `ema`: the
-    plain weights), losses, constants of the text encoder, and the block of an OpenCLIP encoder that is never run."""
+    """Tells whether a single file's tensor is one that sampling does not use.
+
+    These are the schedule's buffers, EMA copies (with `ema` the plain weights), losses, constants of the text encoder,
+    and the block of an OpenCLIP encoder that is never run.
+    """
     return (
         key in SCHEDULE_BUFFERS
         or key.startswith(("model_ema.", "first_stage_model.loss."))

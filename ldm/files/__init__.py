@@ -1,0 +1,1 @@
+"""Model files, read and written: single files as CompVis published them, and diffusers folders, local or on the hub."""

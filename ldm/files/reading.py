@@ -1,0 +1,286 @@
+"""Models read from files.
+
+Reading is strict: every tensor of a file is used exactly once and in its shape, or is one of the known extras; anything
+else is one ValueError. Files are mapped into memory, and each tensor is copied once, to its place.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import Tensor, nn
+
+from ldm.autoencoder import Autoencoder
+from ldm.config import ModelConfig
+from ldm.files import config_files, names
+from ldm.files.messages import one_line, quoted
+from ldm.files.names import STEMS, Source, Sources
+from ldm.files.rules import PREDICTIONS, checked
+from ldm.files.tensors import is_mapped, tensors_in
+from ldm.model import LatentDiffusion
+from ldm.text import TextEncoder, open_clip_tokenizer
+from ldm.unet import UNet
+
+EMBEDDED = {"emoji": Path(__file__).parent.parent / "weights" / "emoji"}
+CHUNK = 256 * 2**20  # bytes read before a file is mapped anew: touched pages count as the process's memory
+
+
+def load_model(
+    source: str | Path = "emoji",
+    *,
+    config: str | Path | None = None,
+    prediction: str | None = None,
+    ema: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> LatentDiffusion:
+    """Returns the embedded model "emoji", or that of a single file, a diffusers folder, or a hub id "owner/name".
+
+    config      YAML of a single file that is not of a published family: CompVis's, or one of ModelConfig's fields
+    prediction  "eps", "v", "x0" or "flow", in the place of what a config says; needed for single files of SD 2
+    ema         take a single file's averaged copies of the U-Net's weights
+
+    Raises ValueError or an OSError, in one line, for whatever is not there, damaged, unknown or does not fit.
+    """
+    if prediction not in (None, *PREDICTIONS):
+        raise ValueError(f"model.prediction={prediction}: must be {', '.join(PREDICTIONS[:-1])} or {PREDICTIONS[-1]}")
+    path = EMBEDDED.get(str(source)) or locate(str(source))
+    if not path.is_dir():
+        config_path = None if config is None else Path(config)
+        return read_file(path, config_path, prediction, ema, dtype, torch.device(device))
+    if ema or config is not None:
+        what = "has no EMA copies" if ema else "brings its own configs"
+        raise ValueError(f"{path}: a diffusers folder {what}: leave out model.{'ema' if ema else 'config'}")
+    return read_folder(path, prediction, dtype, torch.device(device))
+
+
+# --- from files to networks -------------------------------------------------------------------------------------------
+
+
+def on_meta(config: ModelConfig) -> LatentDiffusion:
+    """Returns a model on the meta device: its shapes only."""
+    with torch.device("meta"):
+        networks = UNet(config.unet), Autoencoder(config.autoencoder), TextEncoder(config.text)
+    for network in networks:
+        network.eval().requires_grad_(False)
+    return LatentDiffusion(*networks, config)
+
+
+def fill(
+    networks: Iterable[tuple[nn.Module, Sources]],
+    files: list[Path],
+    extra: Callable[[str], bool],
+    where: str,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Gives networks on the meta device their parameters, in one copy.
+
+    Raises ValueError listing what is missing, left over (unless `extra`) or of the wrong shape.
+    """
+    wanted = {sources[name]: meta for network, sources in networks for name, meta in network.state_dict().items()}
+    compare(wanted, [item for path in files for item in tensors_in(path).items()], extra, where)
+    by_key: dict[str, list[Source]] = {}
+    for source in wanted:
+        by_key.setdefault(source.key, []).append(source)
+
+    values: dict[Source, Tensor] = {}
+    for path in files:
+        tensors, touched = tensors_in(path), 0
+        mapped = is_mapped(path)
+        for key in sorted(by_key.keys() & tensors.keys()):
+            for source in by_key[key]:
+                layout = torch.channels_last if wanted[source].ndim == 4 else torch.contiguous_format
+                value = torch.empty(wanted[source].shape, dtype=dtype, device=device, memory_format=layout)
+                values[source] = value.copy_(tensors[key].chunk(source.parts)[source.part].reshape(value.shape))
+            touched += tensors[key].nbytes
+            if mapped and touched > CHUNK:
+                tensors, touched = tensors_in(path), 0
+    for network, sources in networks:
+        network.load_state_dict({name: values[source] for name, source in sources.items()}, assign=True)
+
+
+def compare(
+    wanted: Mapping[Source, Tensor], found: list[tuple[str, Tensor]], extra: Callable[[str], bool], where: str
+) -> None:
+    """Raises ValueError unless the tensors found are those wanted, each once, beside extra ones."""
+    counts = Counter(key for key, _ in found)
+    needed = {source.key: (source.parts * meta.shape[0], *meta.shape[1:]) for source, meta in wanted.items()}
+    wrong = [
+        f"{key} {[*tensor.shape]} and not {[*needed[key]]}"
+        for key, tensor in found
+        if key in needed and tuple(tensor.shape) not in (needed[key], (*needed[key], 1, 1))
+    ]
+    wrong += [f"{key} {t.dtype}" for key, t in found if key in needed and not t.is_floating_point()]
+    problems = {
+        "missing": [key for key in needed if key not in counts],
+        "left over": [key for key in counts if key not in needed and not extra(key)],
+        "of the wrong shape or type": wrong,
+        "there more than once": [key for key, n in counts.items() if n > 1],
+    }
+    lines = [
+        f"{len(keys)} {problem} ({', '.join(map(one_line, keys[:3]))}{', ...' if len(keys) > 3 else ''})"
+        for problem, keys in problems.items()
+        if keys
+    ]
+    if lines:
+        raise ValueError(f"{where}: its tensors do not fit the networks: {'; '.join(lines)}")
+
+
+def with_prediction(config: ModelConfig, prediction: str | None, where: str) -> ModelConfig:
+    """Returns the config, checked with the user's prediction in the place of its own."""
+    schedule = replace(config.schedule, prediction=prediction or config.schedule.prediction)
+    return checked(replace(config, schedule=schedule), where)
+
+
+# --- single files -----------------------------------------------------------------------------------------------------
+
+
+def read_file(
+    path: Path, config_path: Path | None, prediction: str | None, ema: bool, dtype: torch.dtype, device: torch.device
+) -> LatentDiffusion:
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors_in(path).items()}
+    if config_path is None:
+        config = config_files.family(shapes, prediction, str(path))
+    else:
+        config = config_files.from_yaml(config_path, shapes)
+    config = with_prediction(config, prediction, str(config_path or path))
+    if config.schedule.prediction == "":
+        raise ValueError(
+            f"{path}: an SD 2 file does not say what it predicts: "
+            "give model.prediction=eps (the 512-base models) or model.prediction=v (the 768 models)"
+        )
+    if ema and not any(key.startswith(names.EMA) for key in shapes):
+        raise ValueError(f"{path}: no EMA copies in it (model_ema.*): leave out model.ema")
+
+    model = on_meta(config)
+    prefixes = (names.OPENCLIP, names.CLIP + names.TEXT_PREFIX)
+    text_prefix = next((p for p in prefixes if any(key.startswith(p) for key in shapes)), names.CLIP)
+    sources = names.in_single_file(model, text_prefix, ema)
+    pairs = [(network, sources[part]) for part, network in names.parts(model).items()]
+    fill(pairs, [path], lambda key: names.is_extra(key, config.text.layers, ema), str(path), dtype, device)
+    return model
+
+
+# --- diffusers folders ------------------------------------------------------------------------------------------------
+
+BIN_STEMS = {**STEMS, "text_encoder": "pytorch_model"}
+CONFIGS = [*(f"{part}/config.json" for part in STEMS), "scheduler/scheduler_config.json"]
+TOKENIZER = ["tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"]
+
+
+def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device: torch.device) -> LatentDiffusion:
+    jsons = {name: read_json(folder / name) for name in CONFIGS}
+    config = config_files.from_diffusers(jsons, padding(folder), str(folder))
+    config = with_prediction(config, prediction, str(folder))
+    try:
+        present = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
+        files = {part: [folder / name for name in weight_files(part, present)] for part in STEMS}
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+
+    model = on_meta(config)
+    keys = {part: [key for path in files[part] for key in tensors_in(path)] for part in ("vae", "text_encoder")}
+    old_vae = any(key.endswith(".query.weight") for key in keys["vae"])
+    prefixed = any(key.startswith(names.TEXT_PREFIX) for key in keys["text_encoder"])
+    sources = names.in_folder(model, names.TEXT_PREFIX if prefixed else "", old_vae)
+    for part, network in names.parts(model).items():
+        fill([(network, sources[part])], files[part], names.is_constant, f"{folder}/{part}", dtype, device)
+    return model
+
+
+def weight_files(part: str, files: Iterable[str]) -> list[str]:
+    """Returns those of a folder's files (paths in it) that hold a part: .safetensors before .bin, plain before fp16.
+
+    Raises ValueError if there are none, or if shards are missing.
+    """
+    names_in_part = sorted(name.removeprefix(f"{part}/") for name in files if name.startswith(f"{part}/"))
+    for stem, suffix in ((STEMS[part], "safetensors"), (BIN_STEMS[part], "bin")):
+        for variant in ("", ".fp16"):
+            if f"{stem}{variant}.{suffix}" in names_in_part:
+                return [f"{part}/{stem}{variant}.{suffix}"]
+            v, shard = re.escape(variant), r"-(\d+)-of-(\d+)"
+            pattern = re.compile(rf"{stem}(?:{v}{shard}|{shard}{v})\.{suffix}")
+            shards = [match for name in names_in_part if (match := pattern.fullmatch(name))]
+            if shards:
+                count = int(shards[0][2] or shards[0][4])
+                if len(shards) != count:
+                    raise ValueError(f"{part}/: {len(shards)} of the {count} shards of {stem}{variant}.{suffix}")
+                return [f"{part}/{match[0]}" for match in shards]
+    raise ValueError(f"no weights in {part}/ ({STEMS[part]}.safetensors, or shards, or .bin)")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: missing: not a complete diffusers folder") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: no readable JSON ({one_line(error)})") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: no JSON object")
+    return data
+
+
+def padding(folder: Path) -> int | None:
+    """Returns the id of the padding token that the tokenizer's files name, or None."""
+    for name in TOKENIZER:
+        token = read_json(folder / name).get("pad_token") if (folder / name).exists() else None
+        if token is not None:
+            text = token.get("content") if isinstance(token, dict) else token
+            ids = {**open_clip_tokenizer()._tokenizer.encoder, "<|startoftext|>": 49406, "<|endoftext|>": 49407}
+            if not isinstance(text, str) or text not in ids:
+                raise ValueError(f"{folder / name}: pad_token {quoted(text)} is not in CLIP's vocabulary")
+            return ids[text]
+    return None
+
+
+# --- the hub ----------------------------------------------------------------------------------------------------------
+
+
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+FILE_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".bin")
+
+
+def locate(source: str) -> Path:
+    """Returns the file or folder meant, or what a hub id "owner/name" was downloaded to (only what is read).
+
+    A path of that form is a hub id if there is no folder `owner` here, and if that is not "outputs", where commands
+    write: a mistyped path is not looked up. "hf://owner/name" is always one. Raises FileNotFoundError or ValueError.
+    """
+    path, hub_id = Path(os.path.expanduser(source)), source.removeprefix("hf://")
+    if path.exists():
+        return path
+    if not HUB_ID.fullmatch(hub_id) or path.suffix in FILE_SUFFIXES:
+        raise FileNotFoundError(f"{source}: no such file or folder")
+    owner = hub_id.partition("/")[0]
+    if source == hub_id and (owner == "outputs" or Path(owner).is_dir()):
+        raise FileNotFoundError(f"{source}: no such file or folder in {owner}/ (for a model on the hub: hf://{source})")
+    return from_hub(hub_id)
+
+
+def from_hub(hub_id: str) -> Path:
+    """Returns the folder of a model on the hub, downloaded, or found in the hub's cache if there is no network."""
+    try:
+        siblings = huggingface_hub.HfApi().model_info(hub_id, timeout=20).siblings or []
+        files = [sibling.rfilename for sibling in siblings]
+        needed = [*CONFIGS, *TOKENIZER, *(name for part in STEMS for name in weight_files(part, files))]
+        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=needed))
+    except (HfHubHTTPError, HFValidationError) as error:
+        reason = one_line(str(error).strip().partition("\n")[0])
+        raise ValueError(f"{hub_id}: no such file or folder, and not to be had on the hub: {reason}") from error
+    except ValueError as error:
+        raise ValueError(f"{hub_id} on the hub: {error}") from None
+    except Exception:  # no network, in whatever words the HTTP library has for it: take what an earlier download left
+        try:
+            return Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
+        except LocalEntryNotFoundError:
+            raise ValueError(f"{hub_id}: no such file or folder here, and the hub cannot be reached") from None

@@ -25,7 +25,7 @@ def main(cfg: DictConfig) -> None:
         cell.note(measures=written(cfg), unmeasured=missing)
     except Exception as error:
         files.write(cell.folder / "error.txt", f"{type(error).__name__}: {error}\n")
-        progress.clear()
+        progress.cell_failed()
         raise
     (cell.folder / "error.txt").unlink(missing_ok=True)
     progress.clear()

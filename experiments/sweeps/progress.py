@@ -19,12 +19,13 @@ class SweepBar(Callback):
 
     bar: ClassVar[Any] = None
     done: ClassVar[int] = 0
+    failed: ClassVar[int] = 0
     pictures: ClassVar[int] = 0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.launcher._target_.endswith("BasicLauncher"):
             cells = planned(config.hydra.sweeper.get("params"), config.hydra.overrides.task)
-            SweepBar.done = SweepBar.pictures = 0
+            SweepBar.done = SweepBar.failed = SweepBar.pictures = 0
             SweepBar.bar = tqdm(total=len(cells), bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}")
             show()
 
@@ -45,8 +46,9 @@ def show(drawn: int = 0, of: int = 0) -> None:
     """Moves the bar, to so many pictures of a cell that wants `of`."""
     bar = SweepBar.bar
     if bar is not None:
-        pictures = f", {SweepBar.pictures + drawn} pictures" if SweepBar.pictures + drawn else ""
-        bar.set_description_str(f"sweep: {SweepBar.done} of {bar.total} cells{pictures}", refresh=False)
+        bar.set_description_str(
+            told(SweepBar.done, SweepBar.failed, bar.total, SweepBar.pictures + drawn), refresh=False
+        )
         bar.n = SweepBar.done + (drawn / of if of else 0)
         bar.refresh()
 
@@ -61,8 +63,16 @@ def cell_done(sweep: Path, folder: Path) -> None:
         say(state_of(sweep))
 
 
+def cell_failed() -> None:
+    """Counts a cell that failed; the bar's line is free for the error, and the next cell draws it anew."""
+    if SweepBar.bar is not None:
+        SweepBar.done += 1
+        SweepBar.failed += 1
+        clear()
+
+
 def clear() -> None:
-    """Clears the bar's line for one that is about to be written; the next cell draws it anew."""
+    """Clears the bar's line for another that is about to be written."""
     if SweepBar.bar is not None:
         SweepBar.bar.clear()
 
@@ -78,9 +88,19 @@ def state_of(sweep: Path) -> str:
     record = sweep / "multirun.yaml"
     hydra, began = OmegaConf.load(record).hydra, record.stat().st_mtime
     total = len(planned(hydra.sweeper.get("params"), hydra.overrides.task))
-    finished = [path for path in sweep.rglob("cell.json") if "unmeasured" in json.loads(path.read_text())]
+    cells = list(sweep.rglob("cell.json"))
+    failed = [path for path in cells if (path.parent / "error.txt").exists()]
+    finished = [
+        *failed,
+        *(path for path in cells if path not in failed and "unmeasured" in json.loads(path.read_text())),
+    ]
     pictures = sum(len(read_lines(path.parent / "samples.jsonl")) for path in finished)
     now = sum(path.stat().st_mtime >= began for path in finished)
     seconds = (time.time() - began) / now * (total - len(finished)) if now else None
     left = "" if seconds is None or seconds <= 0 else f", about {tqdm.format_interval(int(seconds))} left"
-    return f"sweep: {len(finished)} of {total} cells, {pictures} pictures{left}"
+    return told(len(finished), len(failed), total, pictures) + left
+
+
+def told(done: int, failed: int, total: int, pictures: int) -> str:
+    more = [*([f"{failed} failed"] if failed else []), *([f"{pictures} pictures"] if pictures else [])]
+    return ", ".join([f"sweep: {done} of {total} cells", *more])

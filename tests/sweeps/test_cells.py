@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from folders import BENCH, make_run
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 
 from experiments.files import CONF
 from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.estimates import Estimate
 from experiments.metrics.folders import FinishedRun
+from experiments.run import draw
+from experiments.sweeps import cells
 from experiments.sweeps.cells import drawn_keys, measured
 
 
@@ -53,6 +57,31 @@ def test_a_number_that_is_none_names_its_metric(run: Path) -> None:
     with pytest.raises(ValueError, match="^nan: value is not a finite number$"):
         measured_with(run, "nan")
     assert not list(run.glob("metrics/*"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["prompt=a cat"],
+        ["prompt=a cat", "guidance=multistage", 'guidance.stages=[{prompt: "", steps: 1}, {prompt: dog, steps: 1}]'],
+    ],
+)
+def test_maps_are_of_the_run_s_own_noise_and_prompts(
+    overrides: list[str], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file({"x_T": torch.randn(2, 4, 8, 8)}, tmp_path / "noise.safetensors")
+    small = ["model=file", f"model.path={tiny_folder}", f"noise={tmp_path / 'noise.safetensors'}", "seeds=[3,4]"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        job = draw.prepare(compose("sample", [*small, "sampler.steps=2", *overrides]))
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(cells.attention, "check_words", lambda model, prompts: seen.update(prompts=prompts))
+    monkeypatch.setattr(
+        cells.attention, "draw", lambda model, recorder, sampler, x_T, prompt: (seen.update(x_T=x_T), [])
+    )
+    monkeypatch.setattr(cells.attention, "save_sheets", lambda *args: None)
+    cells.draw_maps(job, tmp_path)
+    assert torch.equal(seen["x_T"], load_file(tmp_path / "noise.safetensors")["x_T"][:1])
+    assert seen["prompts"] == (["a cat"] if len(overrides) == 1 else ["", "dog"])
 
 
 def test_ablate_has_every_setting_of_sample() -> None:

@@ -10,10 +10,11 @@ from omegaconf import DictConfig
 
 from experiments import files
 from experiments.run import cli
-from experiments.sweeps import page, progress
+from experiments.sweeps import progress
 from experiments.sweeps.cells import measure_cell, written
 from experiments.sweeps.entry import enter
 from experiments.sweeps.folder import Begun
+from experiments.sweeps.page import write_page
 
 
 def main(cfg: DictConfig) -> None:
@@ -40,4 +41,4 @@ if __name__ == "__main__":
         progress.close()
         for folder in Begun.folders:
             if (folder / "sweep.json").exists():
-                print(f"the report: {page.write(folder)}")
+                print(f"the report: {write_page(folder)}")

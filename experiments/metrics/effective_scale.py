@@ -116,7 +116,7 @@ def defined_in(target: Any, packages: Sequence[str]) -> bool:
 
 @torch.no_grad()
 def projections(job: draw.Job, batch: list[tuple[int, int]], first: int) -> dict[str, Any]:
-    """Scale and cosine [S, B] of a batch of the plan that begins at its picture `first`, and the timesteps."""
+    """Returns scale and cosine [S, B] of a batch of the plan that begins at picture `first`, and the timesteps."""
     prompts, seeds = [job.prompts[p] for p, _ in batch], [seed for _, seed in batch]
     noise = ImageNoise(seeds, job.model.latent_shape(*job.size), job.device)
     x_T = noise() if job.noise is None else job.noise[first:][: len(batch)].to(job.device)

@@ -42,11 +42,11 @@ class Bootstrap:
             raise ValueError(f"bootstrap.resamples={self.resamples}: must be a whole number of at least 1")
 
     def at_most(self, resamples: int) -> "Bootstrap":
-        """For statistics that take long."""
+        """Returns the same with fewer resamples, for statistics that take long."""
         return replace(self, resamples=min(resamples, self.resamples))
 
     def draws(self, prompts: Sequence[Hashable]) -> Iterator[np.ndarray]:
-        """Indices of each resample, of pictures whose prompts these are."""
+        """Yields the indices of each resample of pictures whose prompts these are."""
         rng, names = np.random.default_rng(self.seed), dict[Hashable, list[int]]()
         for i, prompt in enumerate(prompts):
             names.setdefault(prompt if self.unit == "prompts" else i, []).append(i)
@@ -55,14 +55,14 @@ class Bootstrap:
             yield np.concatenate([units[i] for i in rng.integers(len(units), size=len(units))])
 
     def mean(self, scores: Sequence[float | None], prompts: Sequence[Hashable]) -> Estimate:
-        """The mean of the scores that are there."""
+        """Returns the mean of the scores that are there."""
         known = np.array([score is not None for score in scores], dtype=float)
         return self.ratio([score or 0.0 for score in scores], known, prompts)
 
     def ratio(
         self, parts: Sequence[float] | np.ndarray, wholes: Sequence[float] | np.ndarray, prompts: Sequence[Hashable]
     ) -> Estimate:
-        """Sum of the parts over the sum of the wholes; the pictures that have a whole are counted."""
+        """Returns the sum of the parts over that of the wholes; the pictures that have a whole are counted."""
         part, whole = np.asarray(parts, dtype=float), np.asarray(wholes, dtype=float)
         counted = np.flatnonzero(whole)
         part, whole, prompts = part[counted], whole[counted], [prompts[i] for i in counted.tolist()]
@@ -72,12 +72,12 @@ class Bootstrap:
     def distance(
         self, value: float, statistic: Callable[[np.ndarray], float], prompts: Sequence[Hashable], least: float = 0
     ) -> Estimate:
-        """For statistics that repeated pictures alter by themselves, and that are `least` or more: see `interval`."""
+        """Returns a statistic of at least `least` that repeated pictures alter by themselves: see `interval`."""
         return interval(value, [statistic(i) for i in self.draws(prompts)], len(prompts), least)
 
 
 def interval(value: float, drawn: Sequence[float] | np.ndarray, count: int, least: float | None = None) -> Estimate:
-    """The 2.5 and 97.5 percentiles of a statistic's resampled values.
+    """Returns an estimate with the 2.5 and 97.5 percentiles of its resampled values.
 
     A resample repeats pictures, so it has fewer different ones, and a Frechet distance grows as pictures get fewer:
     its resamples lie above its value. With a `least`, the smallest that the statistic can be, they are moved until
@@ -165,7 +165,7 @@ def student_quantile(freedom: int, p: float = 0.05) -> float:
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """Two-sided exact p of so uneven a split, were either side as likely to win."""
+    """Returns the two-sided exact p of so uneven a split, were either side as likely to win."""
     n, ways, total = wins + losses, 1, 0
     for k in range(min(wins, losses) + 1):
         total += ways
@@ -176,7 +176,7 @@ def sign_test(wins: int, losses: int) -> float:
 def compare_paired(
     ours: Sequence[float], theirs: Sequence[float], prompts: Sequence[Hashable], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Paired scores: their mean difference, and how often ours is the higher. Ties count for neither side."""
+    """Returns the mean difference of paired scores, and how often ours is the higher. Ties count for neither side."""
     differences = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
     won, lost = differences > TIE, differences < -TIE
     wins, losses = int(won.sum()), int(lost.sum())

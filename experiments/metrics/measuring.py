@@ -22,7 +22,7 @@ PACKAGES = ("torch", "numpy", "pillow", "open_clip_torch", "torch-fidelity", "tr
 def evaluate(
     folder: Path, metrics: Mapping[str, Any], bench: Bench, against: Path | None = None, again: bool = True
 ) -> dict[str, dict[str, Any]]:
-    """Measure a run folder; what FOLDER/metrics/NAME.json holds, by the metrics' names.
+    """Measures a run folder; returns what FOLDER/metrics/NAME.json holds, by the metrics' names.
 
     `metrics` maps each name to its settings, as in conf/metrics. `against` is another run, whose pictures are compared
     with those of the same prompts and seeds here, for every metric that scores single pictures. Without `again` a
@@ -41,7 +41,7 @@ def evaluate(
 
 
 def basis(metric: Metric, run: FinishedRun, bench: Bench) -> dict[str, Any]:
-    """What a result depends on, beside the code and the files that the settings name."""
+    """Returns what a result depends on, beside the code and the files that the settings name."""
     return as_json({"settings": metric, "bootstrap": bench.bootstrap, "run": run.pictures.described()})
 
 
@@ -64,7 +64,7 @@ def not_finite(value: Any, name: str = "") -> Iterator[str]:
 
 
 def read_result(folder: Path, name: str) -> dict[str, Any] | None:
-    """What was stored in a run folder under a metric's name."""
+    """Returns what was stored in a run folder under a metric's name."""
     path = folder / "metrics" / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
@@ -85,7 +85,7 @@ def measure(name: str, metric: Metric, run: FinishedRun, other: FinishedRun | No
 
 
 def described(result: Result) -> dict[str, Any]:
-    """A result in JSON's types, with the code that it was had with."""
+    """Returns a result in JSON's types, with the commit and the versions of its code."""
     return as_json(
         {
             **asdict(result.estimate),
@@ -102,7 +102,7 @@ def described(result: Result) -> dict[str, Any]:
 def compare_runs(
     run: FinishedRun, ours: Result, other: FinishedRun, theirs: Result, bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Each score of the pictures that have a counterpart: the same prompts and seed in the other run."""
+    """Compares each score of the pictures that have a counterpart, of the same prompts and seed, in the other run."""
     keys, their_keys = pair_keys(run), pair_keys(other)
     scores = dict(zip(their_keys, theirs.per_image, strict=True))
     pairs = [(key, mine, scores[key]) for key, mine in zip(keys, ours.per_image, strict=True) if key in scores]
@@ -145,7 +145,7 @@ def installed(package: str) -> str | None:
 
 
 def results_table(results: dict[str, dict[str, Any]]) -> str:
-    """One line for each number: its name, value, 95 % interval and count."""
+    """Returns a line for each number: its name, value, 95 % interval and count."""
     rows = [("metric", "value", "95 % interval", "n")]
     for name, result in results.items():
         rows.append((name, *cells(result)))
@@ -163,7 +163,7 @@ def cells(found: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def versus_rows(score: str, found: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """The lines of a comparison."""
+    """Returns the lines of a comparison."""
     rows = [(f"  {score}, less the other run's", *cells(found["difference"]))]
     if found["win_rate"]:
         rows.append((f"  {score}, won of {found['wins'] + found['losses']}", *cells(found["win_rate"])))

@@ -60,12 +60,12 @@ class WordChoice:
         return Result(bench.bootstrap.mean(right, run.captions), details, per_image, about, warnings)
 
     def word(self, caption: tuple[str, ...]) -> str | None:
-        """The one of the words that a picture's prompt holds; None if it has several prompts, or words, or none."""
+        """Returns the one of the words in a picture's prompt; None if it has several prompts, or words, or none."""
         found = [word for word in self.words if len(caption) == 1 and re.search(rf"\b{re.escape(word)}\b", caption[0])]
         return found[0] if len(found) == 1 else None
 
     def rivals(self, caption: tuple[str, ...]) -> list[str]:
-        """The prompt, and the prompts with the others in its word's place; none if it has no one word."""
+        """Returns the prompt, and the prompts with the other words in its place; none if it has not one word."""
         word = self.word(caption)
         if word is None:
             return []

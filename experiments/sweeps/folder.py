@@ -35,13 +35,13 @@ class Cell:
         return {record["file"]: (prompts_of(record), record["seed"]) for record in self.records}
 
     def estimate(self, measure: str) -> dict[str, Any] | None:
-        """value, low, high and count of "METRIC" or "METRIC/DETAIL"; None if it was not measured."""
+        """Returns value, low, high and count of "METRIC" or "METRIC/DETAIL"; None if it was not measured."""
         metric, _, detail = measure.partition("/")
         found = self.results.get(metric)
         return found["details"].get(detail) if found is not None and detail else found
 
     def scores(self, measure: str) -> dict[str, float]:
-        """Of each picture that has one, by its file, which tells prompt and seed; empty if there are none."""
+        """Returns the scores of single pictures by their files, which tell prompt and seed; empty if there are none."""
         metric, _, detail = measure.partition("/")
         rows = self.results.get(metric, {}).get("per_image", [])
         score = detail or "value"
@@ -72,7 +72,7 @@ class Sweep:
         return [cell for cell in self.cells if cell.is_at(where)]
 
     def values(self, axis: str | None) -> list[Any]:
-        """Of an axis, numbers in their order before words as they come."""
+        """Returns an axis's values, numbers in their order before words as they come."""
         found: list[Any] = list(dict.fromkeys(cell.axes[axis] for cell in self.cells if axis in cell.axes))
         return sorted(v for v in found if is_number(v)) + [v for v in found if not is_number(v)]
 
@@ -86,7 +86,7 @@ def open_sweep(folder: Path) -> Sweep:
 
 
 def cells(folder: Path) -> Iterator[Cell]:
-    """In the order of their names."""
+    """Yields a sweep's cells in the order of their names."""
     for path in sorted(folder.rglob("cell.json")):
         told = json.loads(path.read_text(encoding="utf-8"))
         stored = sorted((path.parent / "metrics").glob("*.json"))
@@ -133,7 +133,7 @@ def planned(params: dict[str, Any] | None, typed: Sequence[str]) -> list[Axes]:
 
 
 def overrides(params: dict[str, Any] | None, typed: Sequence[str]) -> list[Override]:
-    """Those of an experiment's own sweep, `hydra.sweeper.params`, then those of the command line; a later one holds."""
+    """Returns the overrides of an experiment's own sweep, then those of the command line; a later one holds."""
     own = [f"{key}={value}" for key, value in (params or {}).items()]
     return OverridesParser.create().parse_overrides([*own, *typed])
 

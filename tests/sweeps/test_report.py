@@ -25,8 +25,7 @@ from experiments.pictures import save_png
 from experiments.run.folder import Run
 from experiments.sweeps.figures import ErrorBar, by_step, draw_frontier, draw_lines, frontier, lines, mean_bar
 from experiments.sweeps.folder import open_sweep
-from experiments.sweeps.page import rounded, whole
-from experiments.sweeps.page import write as write_page
+from experiments.sweeps.page import rounded, whole, write_page
 
 PROMPTS = ["a cat <script>alert(1)</script> & a dog", "a fish"]
 SCALES, METHODS = [2, 10.5, "joint"], ["cfg", "other"]

@@ -21,6 +21,7 @@ from experiments.metrics.measuring import evaluate
 from experiments.run import draw
 from experiments.run.logger import Logger
 from guidance import ClassifierFree, Interval, Rescale, SegmentationFree, guided
+from guidance.branch import combined
 from samplers import Schedule, as_x_0
 
 STEPS = Schedule().steps(6)
@@ -60,13 +61,13 @@ def test_effective_scale_of_segmentation_free_steps_is_a_projection() -> None:
     seen = projected(guidance)
     assert [s["scale"].mean().item() for s in seen[:3]] == pytest.approx([4.0] * 3, rel=1e-4)
     rng = torch.Generator().manual_seed(1)
-    eps = {name: torch.randn(2, 4, 8, 8, generator=rng) for name in ("cond", "rest", "unconditional")}
+    x_0 = {name: torch.randn(2, 4, 8, 8, generator=rng) for name in ("cond", "rest", "unconditional")}
     for outer in (guidance, Rescale(guidance, 0.7)):
-        probe = Projection(outer)
-        out = probe.combine(eps, eps["cond"], STEPS[4])
-        assert torch.equal(out, outer.combine({k: eps[k] for k in ("cond", "rest")}, eps["cond"], STEPS[4]))
+        probe, x_t, step = Projection(outer), torch.randn(2, 4, 8, 8, generator=rng), STEPS[4]
+        out = probe.combine(x_0, x_t, step).x_0
+        assert torch.equal(out, combined(outer, {k: x_0[k] for k in ("cond", "rest")}, x_t, step).x_0)
         for b in range(2):
-            d, v = ((e[b] - eps["unconditional"][b]).flatten().numpy() for e in (eps["cond"], out))
+            d, v = ((e[b] - x_0["unconditional"][b]).flatten().numpy() for e in (x_0["cond"], out))
             assert probe.steps[0]["scale"][b].item() == pytest.approx(np.linalg.lstsq(d[:, None], v)[0][0], rel=1e-4)
             assert probe.steps[0]["cosine"][b].item() == pytest.approx(np.corrcoef(d, v)[0, 1], abs=0.05)
 

@@ -108,7 +108,7 @@ class Emphasis(Autoguidance):
 class Faded(ClassifierFree):
     """Classifier-free under the prompt's embedding, moved towards another prompt's."""
 
-    other: str = "a fish"
+    other: str = "a dragon"
     share: float = 0.4
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:

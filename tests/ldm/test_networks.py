@@ -320,6 +320,8 @@ def test_a_stacked_condition_keeps_keys_and_values_of_its_own() -> None:
             assert torch.equal(net(X, t, kept), net(X, t, CONDITION))
             assert torch.equal(net(X, t, other), net(X, t, Condition(TEXT.flip(0))))
     assert kept.kept.keys() == other.kept.keys() == set(cross)
+    for tokens in (-TEXT, TEXT):  # what a wrapper of the network replaces is not taken for what was there
+        assert torch.equal(net(X, 500, replace(kept, tokens=tokens)), net(X, 500, Condition(tokens)))
     assert CONDITION.kept is None and kept.rows(slice(0, 2)).kept is None
 
 

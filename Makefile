@@ -16,8 +16,10 @@ setup: .venv/.done
 demo: setup
 	$(PY) -m experiments.demo
 
+# a process per core with one thread each: two processes of two threads would fight for the cores
+test: export OMP_NUM_THREADS = 1
 test: setup
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4
 
 # adds the full Stable Diffusion shapes: about 12 GB of memory
 test-full: setup

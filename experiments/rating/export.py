@@ -16,14 +16,14 @@ question   the question's name, as in study.json's kind.questions: "fidelity"
 role       "main", "gold", "repeat" or "same" (the same picture twice)
 band       the percentile of the subset as text, or the name of a set of questions; null without any
 kind       "preference", "grade", "choice", "poll", or another file of experiments/rating/kinds
-shown      names in screen order, the left one first. Methods are "first", "second", "third", ..., in the order of `runs`;
-           of a gold item "good" and "bad", "bad2", ...; of the same picture twice "same" and "same2"; in a poll the names
-           of its answers
+shown      names in screen order, the left one first. Methods are "first", "second", "third", ..., in the order of
+           `runs`; of a gold item "good" and "bad", "bad2", ...; of the same picture twice "same" and "same2"; in a poll
+           its answers in their words
 value      what was pressed, 1 to the number of answers, in screen order
 turned     the value without the screen. preference: 2, 1, 0, -1, -2 from "shown's earlier name much better" to "much
-           worse", where earlier is as in study.json's item ("first" before "second", "good" before "bad"), so that 2 says
-           "first much better" whichever side it was on. grade: the grade, 1 to 5, of the one method shown. choice and
-           poll: the name chosen, a text
+           worse", where earlier is as in study.json's item ("first" before "second", "good" before "bad"), so that 2
+           says "first much better" whichever side it was on. grade: the grade, 1 to 5, of the one method shown. choice
+           and poll: the name chosen, a text
 passed     of a gold item whether the answer is the right one; null for other roles
 active_ms  from the pictures' appearance to the answer, less hidden and idle time (beyond 30 s without a sign of life)
 total_ms   the same with that time
@@ -35,8 +35,8 @@ study.json also holds, for the analysis: kind (with questions [{name, text, opti
 rules  {"gold_failed": 0.5, "fast_ms": 1000, "fast_share": 0.25}: a rater is left out of the main result who fails more
        than that share of the gold items, or gives more than that share of the main answers in less active time.
 claims [{"say": "...", "higher": "first", "lower": "second", "question": null, "group": null, "band": null}]: that the
-       higher is preferred, graded higher, or chosen more often than the lower (names as in `turned`; lower null: more often
-       than chance, 1 / number of answers); question, group and band narrow the answers, null takes all.
+       higher is preferred, graded higher, or chosen more often than the lower (names as in `turned`; lower null: more
+       often than chance, 1 / number of answers); question, group and band narrow the answers, null takes all.
 key.json {"labels": {"first": "...", ...}, "runs": {"first": "...", ...}, "pictures": {NAME: {"method", "run", "file",
        "prompt_index", "seed", "sha256"}}}; a picture NAME lies in pictures/NAME.png beside it.
 """

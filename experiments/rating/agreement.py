@@ -6,6 +6,7 @@ import numpy as np
 
 from experiments.metrics.estimates import Estimate, interval, numbered
 
+Values = Sequence[float] | np.ndarray
 Metric = Callable[[np.ndarray], np.ndarray]  # of the counts of V sorted values, how far each is from each, [V, V]
 
 
@@ -20,9 +21,7 @@ def nominal(counts: np.ndarray) -> np.ndarray:
     return 1.0 - np.eye(len(counts))
 
 
-def alpha(
-    values: Sequence[float] | np.ndarray, units: Sequence[Hashable], metric: Metric = ordinal, resamples: int = 500
-) -> Estimate | None:
+def alpha(values: Values, units: Sequence[Hashable], metric: Metric = ordinal, resamples: int = 500) -> Estimate | None:
     """Krippendorff's alpha of what several raters said of the same units: 1 agreement, 0 what chance would give.
 
     values, units: [N], one of each per answer; who gave it does not matter. The interval is the bootstrap's over units.
@@ -54,7 +53,7 @@ def alpha_of(coincidences: np.ndarray, metric: Metric) -> float | None:
     return None if expected == 0 else float(1 - (coincidences * far).sum() / expected)
 
 
-def kappa(first: Sequence[float], second: Sequence[float], weighted: bool = True) -> float | None:
+def kappa(first: Values, second: Values, weighted: bool = True) -> float | None:
     """Cohen's kappa of two answers to each of some items; weighted, by the square of their difference (Cohen 1968).
 
     None where chance alone would give full agreement.

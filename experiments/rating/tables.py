@@ -1,0 +1,93 @@
+"""What an analysis consists of: tables of estimates, which files and pages show without knowing what they are about."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from experiments.metrics.estimates import Clustered, Estimate
+from experiments.rating.answers import Answer
+
+Labels = dict[str, str]  # of methods, by name, in order
+Options = dict[str, list[str]]  # of the questions, by name, in order
+Row = tuple[str, tuple[Estimate | None, ...]]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Columns to be drawn as points with intervals, from `low` to `high`, with a line at `null`, which is no effect.
+
+    One drawing for each of the columns, with the rows below each other; or by row, with the columns below each other.
+    """
+
+    columns: tuple[str, ...]
+    low: float
+    high: float
+    null: float | None
+    by_row: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Estimates in rows and columns, None where there is nothing to estimate.
+
+    unit: "share", of 1; "votes", a share with its count; or "number". stacked: the columns that are shares of one whole
+    and may be drawn as one bar, in order. colours: "opposed" (from one side to the other), "graded" or "names".
+    """
+
+    title: str
+    says: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    unit: str = "share"
+    stacked: tuple[str, ...] = ()
+    colours: str = "names"
+    points: Points | None = None
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """How the answers of a kind are analysed.
+
+    scale      "ordinal" or "nominal", that of `turned`
+    tables     of main answers
+    claimed    of the main answers that a claim may be about (as `export` describes it), how far it is right: 0 is no
+               effect, more speaks for it; None if nothing was answered
+    said       what an answer says, in words
+    """
+
+    scale: str
+    tables: Callable[[Sequence[Answer], Labels, Options], list[Table]]
+    claimed: Callable[[Sequence[Answer], dict[str, Any], Labels], Clustered | None]
+    said: Callable[[Answer, Labels, Options], str]
+
+
+def parts(answers: Sequence[Answer]) -> list[tuple[str, list[Answer]]]:
+    """All answers; where there are several bands or groups those of each, and of each of both together."""
+    bands, groups = (sorted({getattr(a, name) or "" for a in answers}) for name in ("band", "group"))
+    several = [values if len(values) > 1 else [] for values in (bands, groups)]
+    wanted = [*product(several[0], [None]), *product([None], several[1]), *product(*several)]
+    found = [("all", list(answers))]
+    for band, group in wanted:
+        some = [a for a in answers if band in (None, a.band or "") and group in (None, a.group)]
+        names = [f"band {band or 'none'}"] * (band is not None) + [group or "no group"] * (group is not None)
+        if some:
+            found.append((", ".join(names), some))
+    return found
+
+
+def by_question(answers: Sequence[Answer], options: Options) -> dict[str, list[Answer]]:
+    """The questions that were answered, in their order."""
+    found = {question: [a for a in answers if a.question == question] for question in options}
+    return {question: given for question, given in found.items() if given}
+
+
+def titled(title: str, question: str, options: Options) -> str:
+    return f"{title}: {question}" if len(options) > 1 else title
+
+
+def around_zero(estimates: Sequence[Estimate | None]) -> tuple[float, float, float]:
+    """Ends at equal distance from zero that all intervals lie between, and zero."""
+    known = [e for e in estimates if e is not None]
+    end = max((abs(edge) for e in known for edge in (e.value, e.low or 0, e.high or 0)), default=1.0)
+    return -end, end, 0.0

@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypedDict, cast
 
 from hydra.utils import instantiate
 
+from experiments.rating.tables import Analysis
+
 METHODS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")  # in the order of the runs
 
 
@@ -20,6 +22,7 @@ class Question(TypedDict):
 class Kind(Protocol):
     """`shown` are the names of what a trial shows, in screen order; a value is 1 to the number of answers."""
 
+    analysis: Analysis  # what is made of the answers
     questions: list[Question]
     pictures: bool  # whether it shows pictures of methods; if not, a question is asked once and not about a prompt
 

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from experiments.rating.chosen import CHOICES
 from experiments.rating.kinds import Question
+from experiments.rating.tables import Analysis
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,7 @@ class Choice:
     turned: the name of the one chosen. The options stay empty: the answers are the pictures' numbers.
     """
 
+    analysis: ClassVar[Analysis] = CHOICES
     questions: list[Question]
     pictures: bool = True
 

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from experiments.rating.graded import GRADED
 from experiments.rating.kinds import Question
+from experiments.rating.tables import Analysis
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,7 @@ class Grade:
     turned: the grade. A spoilt picture is to have at most `spoilt`.
     """
 
+    analysis: ClassVar[Analysis] = GRADED
     questions: list[Question]
     spoilt: int = 2
     pictures: bool = True

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from experiments.rating.chosen import POLL
 from experiments.rating.kinds import Question
+from experiments.rating.tables import Analysis
 
 
 @dataclass(frozen=True)
@@ -13,6 +16,7 @@ class Poll:
     turned: the option chosen, in its words.
     """
 
+    analysis: ClassVar[Analysis] = POLL
     questions: list[Question]
     pictures: bool = False
 

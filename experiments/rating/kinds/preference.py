@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import ClassVar
 
+from experiments.rating.compared import COMPARED
 from experiments.rating.kinds import METHODS, Question
+from experiments.rating.tables import Analysis
 
 ORDER = (*METHODS, "good", "bad", "same", "same2")
 
@@ -16,6 +19,7 @@ class Preference:
     turned: how much better the earlier name is, 2 to -2 with five answers; 0 is no preference.
     """
 
+    analysis: ClassVar[Analysis] = COMPARED
     questions: list[Question]
     pictures: bool = True
 

@@ -40,3 +40,50 @@ claims [{"say": "...", "higher": "first", "lower": "second", "question": null, "
 key.json {"labels": {"first": "...", ...}, "runs": {"first": "...", ...}, "pictures": {NAME: {"method", "run", "file",
        "prompt_index", "seed", "sha256"}}}; a picture NAME lies in pictures/NAME.png beside it.
 """
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.files import write
+from experiments.rating.store import Store
+
+
+def lines(store: Store) -> Iterator[dict[str, Any]]:
+    """Yields the answers that count, as the lines of answers.jsonl."""
+    study, raters = store.study, {rater.slot: rater for rater in store.raters()}
+    for answer in store.counted():
+        item, shown = study.at(answer.slot, answer.position)
+        if item.role == "practice":
+            continue
+        question = study.questions[item.question]
+        yield {
+            "study": store.name,
+            "simulated": store.simulated,
+            "slot": answer.slot,
+            "group": raters[answer.slot].group,
+            "device": raters[answer.slot].device,
+            "item": item.id,
+            "of": item.of,
+            "prompt": item.prompt,
+            "question": item.question,
+            "role": item.role,
+            "band": item.band,
+            "kind": study.kind_name,
+            "shown": list(shown),
+            "value": answer.value,
+            "turned": study.asks.turned(question, answer.value, shown),
+            "passed": study.asks.passed(question, answer.value, shown) if item.role == "gold" else None,
+            "active_ms": answer.active_ms,
+            "total_ms": answer.total_ms,
+            "position": answer.position,
+            "seq": answer.seq,
+        }
+
+
+def export(store: Store, folder: Path) -> Path:
+    """Writes answers.jsonl into the folder, whole or not at all, and returns its path."""
+    path = folder / "answers.jsonl"
+    write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines(store)))
+    return path

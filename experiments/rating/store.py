@@ -1,18 +1,21 @@
 """Answers in SQLite: committed to disk before they are acknowledged, appended and never changed."""
 
 import hashlib
+import re
 import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from experiments.rating.study import Study
 
 VERSION = 1  # of the schema
+LONGEST = 10**9  # ms that an answer may take
 SCHEMA = """
 create table study (name text not null, simulated integer not null) strict;
 create table rater (
@@ -49,6 +52,20 @@ class Rater:
     group: str
     consent: str | None
     device: str
+
+
+def answer_of(told: dict[str, Any], study: Study, slot: int) -> Answer:
+    """Returns the answer that a page made. Raises ValueError if it is malformed."""
+    nonce, day, plan = told.get("nonce"), told.get("day", ""), study.slots[slot - 1].plan
+    numbers: list[Any] = [told.get(key) for key in ("position", "value", "active_ms", "total_ms")]
+    if not isinstance(nonce, str) or not re.fullmatch("[0-9a-f]{32}", nonce):
+        raise ValueError(f"nonce {nonce!r}: must be 32 hexadecimal digits")
+    if not isinstance(day, str) or not re.fullmatch(r"|\d{4}-\d\d-\d\d", day):
+        raise ValueError(f"day {day!r}: must be like 2000-12-31")
+    if not all(type(n) is int and 0 <= n <= LONGEST for n in numbers) or numbers[0] >= len(plan):
+        raise ValueError(f"position, value, active_ms, total_ms {numbers}: must be whole numbers within the plan")
+    position, value, active, total = numbers
+    return Answer(nonce, slot, plan[position][0], position, value, min(active, total), total, day)
 
 
 def today() -> str:
@@ -104,10 +121,10 @@ class Store:
             self.db.execute("begin immediate")
             try:
                 yield
+                self.db.execute("commit")
             except BaseException:
                 self.db.execute("rollback")
                 raise
-            self.db.execute("commit")
 
     def close(self) -> None:
         self.db.close()
@@ -157,26 +174,41 @@ class Store:
     def add(self, answer: Answer) -> Answer:
         """Stores an answer unless its nonce is known, and returns what is stored under its nonce.
 
-        Raises ValueError if it is not of this study, or comes before its turn.
+        Raises ValueError if it is not of this study, comes before its turn, or its rater has not consented.
         """
+        with self.writing():
+            return self.insert(answer)
+
+    def merge(self, slot: int, device: str, answers: Sequence[Answer]) -> None:
+        """Stores a rater's consent and answers, all or none, those with a known nonce left out. Raises as `add`."""
+        if answers:
+            self.consent(slot, device)
+        with self.writing():
+            for answer in answers:
+                self.insert(answer)
+
+    def insert(self, answer: Answer) -> Answer:
         plan = self.study.slots[answer.slot - 1].plan
         if not 0 <= answer.position < len(plan) or answer.item != plan[answer.position][0]:
             raise ValueError(f"position {answer.position} of rater {answer.slot} is of another item")
         if not 1 <= answer.value <= len(self.study.answers(answer.slot, answer.position)):
             raise ValueError(f"value {answer.value} is no answer to item {answer.item}")
+        if self.db.execute("select consent from rater where slot = ?", (answer.slot,)).fetchone() != (CONSENTED,):
+            raise ValueError(f"rater {answer.slot} has not consented, or withdrew")
         columns = "nonce, slot, item, position, value, active_ms, total_ms, day, seq"
-        with self.writing():
-            find = f"select {columns} from answer where nonce = ?"
-            if found := self.db.execute(find, (answer.nonce,)).fetchone():
-                return Answer(*found)
-            given = "select coalesce(max(position), -1), coalesce(max(seq), 0) from answer where slot = ?"
-            last, seq = self.db.execute(given, (answer.slot,)).fetchone()
-            if answer.position > last + 1:
-                raise ValueError(f"position {answer.position} of rater {answer.slot} is not due: {last + 1} is")
-            row = (answer.nonce, answer.slot, answer.item, answer.position, answer.value)
-            row += (answer.active_ms, answer.total_ms, answer.day or today(), seq + 1)
-            self.db.execute(f"insert into answer ({columns}) values (?,?,?,?,?,?,?,?,?)", row)
-        return Answer(*row)
+        find = f"select {columns} from answer where nonce = ? and slot = ?"
+        if found := self.db.execute(find, (answer.nonce, answer.slot)).fetchone():
+            return Answer(*found)
+        given = "select coalesce(max(position), -1), coalesce(max(seq), 0) from answer where slot = ?"
+        last, seq = self.db.execute(given, (answer.slot,)).fetchone()
+        if answer.position > last + 1:
+            raise ValueError(f"position {answer.position} of rater {answer.slot} is not due: {last + 1} is")
+        stored = replace(answer, day=answer.day or today(), seq=seq + 1)
+        try:
+            self.db.execute(f"insert into answer ({columns}) values (?,?,?,?,?,?,?,?,?)", astuple(stored))
+        except sqlite3.IntegrityError as error:
+            raise ValueError(f"answer {answer.nonce}: is of another rater, or holds what is no answer") from error
+        return stored
 
     def value_at(self, slot: int, position: int) -> int | None:
         """Returns the value that counts at a position; None without one."""

@@ -79,6 +79,15 @@ def withdraw(cfg: DictConfig) -> None:
         print(f"made anew: {exporting.export(store, home(cfg))}")
 
 
+def simulate(cfg: DictConfig) -> None:
+    address(cfg)
+    from experiments.rating import bots
+
+    store = bots.simulate(Path(cfg.study), cfg.by, bots.Taste(**cfg.taste), cfg.seed)
+    home = Path(cfg.study) / "simulated"
+    print(f"{store.count()} simulated answers, of {cfg.by}, not of people: {exporting.export(store, home)}")
+
+
 def home(cfg: DictConfig) -> Path:
     """Returns where answers lie: the study's folder, or that of the simulated raters in it."""
     return Path(cfg.study) / "simulated" if cfg.simulated else Path(cfg.study)
@@ -106,6 +115,7 @@ ACTIONS: dict[str, Callable[[DictConfig], None]] = {
     "status": status,
     "export": export,
     "withdraw": withdraw,
+    "simulate": simulate,
 }
 
 

@@ -56,5 +56,5 @@ def said(answer: Answer, labels: Labels, options: Options) -> str:
     return labels.get(str(answer.turned), str(answer.turned))
 
 
-CHOICES = Analysis("nominal", choices, claimed, said)
-POLL = Analysis("nominal", poll, claimed, said)
+CHOICES = Analysis("nominal", choices, claimed, "share", said)
+POLL = Analysis("nominal", poll, claimed, "share", said)

@@ -127,4 +127,4 @@ def said(answer: Answer, labels: Labels, options: Options) -> str:
     return f"{labels[a if level > 0 else b]} {known[len(known) - abs(level)]}" if level else NEITHER
 
 
-COMPARED = Analysis("ordinal", tables, claimed, said)
+COMPARED = Analysis("ordinal", tables, claimed, "share", said)

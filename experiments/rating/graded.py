@@ -116,4 +116,4 @@ def said(answer: Answer, labels: Labels, options: Options) -> str:
     return f"grade {answer.turned}"
 
 
-GRADED = Analysis("ordinal", tables, claimed, said)
+GRADED = Analysis("ordinal", tables, claimed, "number", said)

@@ -268,6 +268,7 @@ def listening(where: Address) -> socket.socket:
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((where.host, where.port))
+        found.listen(128)
     except OSError as error:
         found.close()
         raise OSError(f"host={where.host} port={where.port}: {error.strerror}: choose another port") from error

@@ -53,12 +53,14 @@ class Analysis:
     tables     of main answers
     claimed    of the main answers that a claim may be about (as `export` describes it), how far it is right: 0 is no
                effect, more speaks for it; None if nothing was answered
+    unit       of that, "share" or "number"
     said       what an answer says, in words
     """
 
     scale: str
     tables: Callable[[Sequence[Answer], Labels, Options], list[Table]]
     claimed: Callable[[Sequence[Answer], dict[str, Any], Labels], Clustered | None]
+    unit: str
     said: Callable[[Answer, Labels, Options], str]
 
 

@@ -222,7 +222,7 @@ async function ask(trial, images, where) {                     // -> the row to 
     fit(images, trial.size);
     captions.forEach((caption, i) => { caption.textContent = images.length > 2 ? i + 1 : worded(i ? "{right}" : "{left}", stacked); });
     buttons.forEach((button, i) => button.replaceChildren(element("kbd", {}, String(i + 1)), worded(trial.answers[i], stacked)));
-    answers.classList.toggle("tall", trial.answers.some((words) => words.length > 28));
+    answers.classList.toggle("tall", buttons.length > 6 || trial.answers.some((words) => words.length > 28));
   };
   lay();
   buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(trial.given === i + 1)));

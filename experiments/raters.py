@@ -10,6 +10,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.files import say
+from experiments.rating import analyse as analysing
 from experiments.rating import export as exporting
 from experiments.rating import make as making
 from experiments.rating import static as folders
@@ -46,7 +47,7 @@ def serve(cfg: DictConfig) -> None:
     print(f"serving {store.study.title!r} on {where.host}:{where.port} as {where.url}; Ctrl-C ends it", flush=True)
     if cfg.public and not where.secure:
         say("warning: others can read what is sent: put a reverse proxy with TLS before it, and say url=https://...")
-    server.server(server.app(Path(cfg.study), store.study, store, where)).run(sockets=[listening])
+    server.server(server.app(Path(cfg.study), store.study, store, where, server.Rate())).run(sockets=[listening])
 
 
 def static(cfg: DictConfig) -> None:
@@ -70,6 +71,12 @@ def status(cfg: DictConfig) -> None:
 
 def export(cfg: DictConfig) -> None:
     print(exporting.export(opened(cfg), home(cfg)))
+
+
+def analyse(cfg: DictConfig) -> None:
+    if (home(cfg) / "answers.sqlite").exists():
+        exporting.export(opened(cfg), home(cfg))
+    print(analysing.analyse(Path(cfg.study), home(cfg) / "answers.jsonl", home(cfg)))
 
 
 def withdraw(cfg: DictConfig) -> None:
@@ -114,6 +121,7 @@ ACTIONS: dict[str, Callable[[DictConfig], None]] = {
     "import": merge,
     "status": status,
     "export": export,
+    "analyse": analyse,
     "withdraw": withdraw,
     "simulate": simulate,
 }

@@ -148,11 +148,11 @@ def answer(study: Study, client: Client, rater: Rater, tie: float, seed: int) ->
 
 
 @contextmanager
-def serving(folder: Path, study: Study, store: Store, most: int = 10**6) -> Iterator[server.Address]:
+def serving(folder: Path, study: Study, store: Store) -> Iterator[server.Address]:
     """Serves a study on a free port of this machine."""
     free = server.listening(server.address("127.0.0.1", 0, False, None))
     where = server.address("127.0.0.1", free.getsockname()[1], False, None)
-    running = server.server(server.app(folder, study, store, where, most))
+    running = server.server(server.app(folder, study, store, where, server.Rate(10**6)))
     thread = threading.Thread(target=running.run, kwargs={"sockets": [free]})
     thread.start()
     try:

@@ -7,6 +7,7 @@ path is ever made of what was asked, and no reply or log names a method, a role,
 import asyncio
 import ipaddress
 import json
+import re
 import socket
 import sqlite3
 import time
@@ -73,10 +74,11 @@ class Rate:
     """At most so many answers within any second, by rater."""
 
     most: int = 5
+    clock: Callable[[], float] = time.monotonic
     times: dict[int, deque[float]] = field(default_factory=lambda: defaultdict(deque))
 
     def take(self, slot: int) -> None:
-        now, times = time.monotonic(), self.times[slot]
+        now, times = self.clock(), self.times[slot]
         while times and now - times[0] >= 1:
             times.popleft()
         if len(times) >= self.most:
@@ -127,9 +129,8 @@ def address(host: str, port: int, public: bool, url: str | None) -> Address:
     return Address(host, port, url)
 
 
-def app(folder: Path, study: Study, store: Store, where: Address, most: int = 5) -> Starlette:
-    """Makes the application. `most` is how many answers a rater may give within a second."""
-    rate = Rate(most)
+def app(folder: Path, study: Study, store: Store, where: Address, rate: Rate) -> Starlette:
+    """Makes the application."""
     shown = [picture for item in study.items for picture in item.shows.values() if picture]
     pictures = {f"{picture}.png": folder / "pictures" / f"{picture}.png" for picture in shown}
     files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in TYPES}
@@ -173,8 +174,10 @@ def app(folder: Path, study: Study, store: Store, where: Address, most: int = 5)
         return JSONResponse({**study.intro(rater.slot), **told, "next": store.next(rater.slot)})
 
     def trial(request: Request) -> Response:
-        rater, position = consenting(request), request.path_params["position"]
-        if position > store.next(rater.slot) + 1 or position >= len(study.slots[rater.slot - 1].plan):
+        rater, asked = consenting(request), request.path_params["position"]
+        position = int(asked) if re.fullmatch("[0-9]{1,9}", asked) else -1  # Starlette's own conversion may raise
+        due = min(store.next(rater.slot) + 1, len(study.slots[rater.slot - 1].plan) - 1)
+        if not 0 <= position <= due:
             raise Refused(404, "not found")
         given = store.value_at(rater.slot, position)
         return JSONResponse({**study.trial(rater.slot, position), "given": given})
@@ -210,7 +213,7 @@ def app(folder: Path, study: Study, store: Store, where: Address, most: int = 5)
         Route("/join/{token}", join),
         Route("/pictures/{name}", picture),
         Route("/state", state),
-        Route("/trial/{position:int}", trial),
+        Route("/trial/{position}", trial),
         Route("/consent", consent, methods=["POST"]),
         Route("/answer", answer, methods=["POST"]),
         Route("/{file}", file),
@@ -221,7 +224,9 @@ def app(folder: Path, study: Study, store: Store, where: Address, most: int = 5)
         sqlite3.Error: unstored,
         OSError: unstored,
     }
-    return Starlette(routes=routes, middleware=[Middleware(Headers), hosts], exception_handlers=handlers)
+    made = Starlette(routes=routes, middleware=[Middleware(Headers), hosts], exception_handlers=handlers)
+    made.router.redirect_slashes = False
+    return made
 
 
 async def refused(request: Request, error: Refused) -> Response:

@@ -3,21 +3,14 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from folders import make_run
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from kit import WORDS, MakeStudy, settings, stored
 from tiny import Outcome
 
-from experiments.files import CONF
 from experiments.rating import make as making
 from experiments.rating.store import Store
-from experiments.rating.study import Study, open_study
-
-WORDS = ["a red cat", "a dragon", "a fish and a bat", "a light bulb", "a blue fish", "two dogs", "a pear", "a heart"]
-MakeStudy = Callable[..., Path]
 
 
 @pytest.fixture(scope="session")
@@ -27,13 +20,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("plain_run", "new_run", "third_run", "human_works"):
         make_run(folder / name, [{"prompt": words} for words in WORDS], [7])
     return folder
-
-
-def settings(*overrides: str) -> dict[str, Any]:
-    """The config of the verb, composed."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("raters", ["action=make", "study=x", *overrides])
-    return OmegaConf.to_container(cfg, resolve=True)
 
 
 @pytest.fixture(scope="session")
@@ -58,14 +44,6 @@ def pairs(make_study: MakeStudy) -> Path:
 @pytest.fixture
 def pair_store(pairs: Path, tmp_path: Path) -> Store:
     return stored(pairs, tmp_path / "answers.sqlite")
-
-
-def stored(folder: Path, path: Path, simulated: bool = False) -> Store:
-    return Store(path, *open_study(folder), simulated)
-
-
-def items_of(study: Study, slot: int, role: str = "main") -> list[tuple[int, tuple[int, ...]]]:
-    return [(item, order) for item, order in study.slots[slot - 1].plan if study.items[item].role == role]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from conftest import items_of, stored
+from kit import items_of, stored
 from PIL import Image
 from starlette.testclient import TestClient
 from tiny import Outcome

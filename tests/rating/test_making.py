@@ -10,8 +10,8 @@ from random import Random
 
 import numpy as np
 import pytest
-from conftest import WORDS, MakeStudy, items_of, settings
 from folders import make_run
+from kit import WORDS, MakeStudy, items_of, settings
 from omegaconf import OmegaConf
 from PIL import Image
 from tiny import Outcome

@@ -124,12 +124,17 @@ def care(answers: Sequence[Answer], analysis: Analysis, options: Options, rules:
         rows.append((f"shown stacked, below {STACKED_BELOW} px", (shared(narrow, pairs),)))
     fast = [answer.active_ms < rules["fast_ms"] for answer in main]
     rows.append((f"answered within {rules['fast_ms'] / 1000:g} s", (shared(fast, main),)))
-    says = "How raters agree with each other and with themselves, and what led them. Low agreement may be taste alone."
+    says = (
+        "How raters agree with each other and with themselves, and what led them. Low agreement may be taste. The "
+        "intervals answer for other raters and the same items, alpha's for other items."
+    )
     return Table("Care", says, ("value",), tuple(rows), "number")
 
 
 def shared(hits: Sequence[bool], answers: Sequence[Answer]) -> Estimate:
-    return share(np.array(hits), *clusters(answers))
+    """Of other raters' answers to the same items, which are few where they are known or repeated."""
+    _, slots = clusters(answers)
+    return share(np.array(hits), slots, slots)
 
 
 def agreement(answers: Sequence[Answer], scale: str) -> Estimate | None:

@@ -21,7 +21,7 @@ def choices(answers: Sequence[Answer], labels: Labels, options: Options) -> list
     """Rows are sets of questions and groups of raters, and columns methods."""
     found = []
     for question, given in by_question(answers, options).items():
-        rows = tuple((name, votes(some, list(labels))) for name, some in parts(given))
+        rows = tuple((name, votes(some, list(labels))) for name, some in parts(given, both=True))
         fair = 1 / len(given[0].shown)
         columns = tuple(labels.values())
         says = f"Votes and their shares; chance alone would give each {fair:.0%}."
@@ -56,5 +56,5 @@ def said(answer: Answer, labels: Labels, options: Options) -> str:
     return labels.get(str(answer.turned), str(answer.turned))
 
 
-CHOICES = Analysis("nominal", choices, claimed, "share", said)
-POLL = Analysis("nominal", poll, claimed, "share", said)
+CHOICES = Analysis("nominal", choices, claimed, ("difference of shares", "share"), said)
+POLL = Analysis("nominal", poll, claimed, ("difference of shares", "share"), said)

@@ -82,7 +82,9 @@ def net(title: str, answers: Sequence[Answer], labels: tuple[str, str]) -> Table
     )
     columns = (f"{first} better", NEITHER, f"{second} better", "net", "net, pigeonhole")
     rows = tuple((name, cells(some)) for name, some in parts(answers))
-    return Table(f"{title}: net", says, columns, rows, points=Points(("net",), -1, 1, 0))
+    return Table(
+        f"{title}: net", says, columns, rows, points=Points(("net",), *around_zero([cells[3] for _, cells in rows]))
+    )
 
 
 def outcomes(answers: Sequence[Answer]) -> np.ndarray:
@@ -127,4 +129,4 @@ def said(answer: Answer, labels: Labels, options: Options) -> str:
     return f"{labels[a if level > 0 else b]} {known[len(known) - abs(level)]}" if level else NEITHER
 
 
-COMPARED = Analysis("ordinal", tables, claimed, "share", said)
+COMPARED = Analysis("ordinal", tables, claimed, ("net preference", "share"), said)

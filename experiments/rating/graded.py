@@ -11,6 +11,7 @@ from experiments.metrics.estimates import Clustered, Estimate, two_way
 from experiments.rating.answers import Answer, clusters
 from experiments.rating.statistics import centred, contrast, pigeonhole, share
 from experiments.rating.tables import (
+    ALL,
     Analysis,
     Labels,
     Options,
@@ -38,11 +39,12 @@ def tables(answers: Sequence[Answer], labels: Labels, options: Options) -> list[
 def means(given: dict[str, list[Answer]], labels: Labels, options: Options) -> Table:
     """The mean grades: rows are methods, and columns questions."""
     rows: list[Row] = []
-    for name, _ in parts([answer for some in given.values() for answer in some]):
+    split = [dict(parts(some)) for some in given.values()]
+    for name in dict.fromkeys(name for one in split for name in one):
         for method, label in labels.items():
-            cells = tuple(mean(dict(parts(some)).get(name, []), method) for some in given.values())
+            cells = tuple(mean(one.get(name, []), method) for one in split)
             if any(cells):
-                rows.append((label if name == "all" else f"{label}, {name}", cells))
+                rows.append((label if name == ALL else f"{label}, {name}", cells))
     says = "Mean grades with the two-way interval, of all that was graded."
     points = Points(tuple(given), 1, max(len(options[question]) for question in given), None)
     return Table("Mean grades", says, tuple(given), tuple(rows), "number", points=points)
@@ -61,7 +63,7 @@ def differences(question: str, answers: Sequence[Answer], labels: Labels, option
             values, prompts, raters = paired(some, a, [b])
             if values:
                 cells = two_way(values, prompts, raters), pigeonhole(values, prompts, raters), unpaired(some, a, b)
-                rows.append((f"{labels[a]} less {labels[b]}" + f", {name}" * (name != "all"), cells))
+                rows.append((f"{labels[a]} less {labels[b]}" + f", {name}" * (name != ALL), cells))
     says = (
         "Differences within a rater's grades of one prompt, with the two-way interval, which counts, and with the "
         "pigeonhole bootstrap's. The second view takes all grades, each less its rater's mean."
@@ -116,4 +118,4 @@ def said(answer: Answer, labels: Labels, options: Options) -> str:
     return f"grade {answer.turned}"
 
 
-GRADED = Analysis("ordinal", tables, claimed, "number", said)
+GRADED = Analysis("ordinal", tables, claimed, ("difference of grades", "number"), said)

@@ -79,7 +79,7 @@ def render(study: Study, name: str, pictures: Path, found: Analysed, labels: Lab
         name=name,
         simulated=simulated,
         found=found,
-        unit=study.asks.analysis.unit,
+        measure=study.asks.analysis.measure,
         left_out=[rater for rater in found.raters if rater.left_out],
         disputes=[dispute(one, study, pictures, labels) for one in found.disputed],
     )
@@ -88,6 +88,12 @@ def render(study: Study, name: str, pictures: Path, found: Analysed, labels: Lab
 def number(value: float, unit: str) -> str:
     """As the page writes it."""
     text = f"{value:.2f}" if unit == "number" else f"{100 * value:.1f}{PERCENT}"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def mark(value: float, unit: str) -> str:
+    """As an axis writes it."""
+    text = f"{value:.1f}" if unit == "number" else f"{100 * value:.0f}{PERCENT}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -142,10 +148,9 @@ def tracks(table: Table) -> list[Track]:
         return Spot(name, at(e.value), at(e.low), round(at(e.high) - at(e.low), 2), number(e.value, unit))
 
     null = None if points.null is None else at(points.null)
-    middle = "" if points.null is None else number(points.null, unit)
-    ends = number(points.low, unit), number(points.high, unit)
+    low, middle, high = ("" if end is None else mark(end, unit) for end in (points.low, points.null, points.high))
     found = [(title, tuple(spot(name, e) for name, e in some if e is not None)) for title, some in drawn]
-    return [Track(title, spots, null, ends, middle) for title, spots in found]
+    return [Track(title, spots, null, (low, high), middle) for title, spots in found]
 
 
 def dispute(one: Disputed, study: Study, folder: Path, labels: Labels) -> Dispute:

@@ -1,5 +1,6 @@
 """What an analysis consists of: tables of estimates, which files and pages show without knowing what they are about."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -10,6 +11,7 @@ from experiments.rating.answers import Answer
 
 Labels = dict[str, str]  # of methods, by name, in order
 Options = dict[str, list[str]]  # of the questions, by name, in order
+ALL = "all answers"  # the row of all
 Row = tuple[str, tuple[Estimate | None, ...]]
 
 
@@ -53,29 +55,35 @@ class Analysis:
     tables     of main answers
     claimed    of the main answers that a claim may be about (as `export` describes it), how far it is right: 0 is no
                effect, more speaks for it; None if nothing was answered
-    unit       of that, "share" or "number"
+    measure    what that is, and its unit, "share" or "number"
     said       what an answer says, in words
     """
 
     scale: str
     tables: Callable[[Sequence[Answer], Labels, Options], list[Table]]
     claimed: Callable[[Sequence[Answer], dict[str, Any], Labels], Clustered | None]
-    unit: str
+    measure: tuple[str, str]
     said: Callable[[Answer, Labels, Options], str]
 
 
-def parts(answers: Sequence[Answer]) -> list[tuple[str, list[Answer]]]:
-    """All answers; where there are several bands or groups those of each, and of each of both together."""
+def parts(answers: Sequence[Answer], both: bool = False) -> list[tuple[str, list[Answer]]]:
+    """All answers; where there are several bands or groups those of each, and if wanted of each of both together."""
     bands, groups = (sorted({getattr(a, name) or "" for a in answers}) for name in ("band", "group"))
     several = [values if len(values) > 1 else [] for values in (bands, groups)]
-    wanted = [*product(several[0], [None]), *product([None], several[1]), *product(*several)]
-    found = [("all", list(answers))]
+    wanted = [*product(several[0], [None]), *product([None], several[1]), *(product(*several) if both else ())]
+    found = [(ALL, list(answers))]
     for band, group in wanted:
         some = [a for a in answers if band in (None, a.band or "") and group in (None, a.group)]
-        names = [f"band {band or 'none'}"] * (band is not None) + [group or "no group"] * (group is not None)
+        names = [called(kind, value) for kind, value in (("percentile", band), ("group", group)) if value is not None]
         if some:
             found.append((", ".join(names), some))
     return found
+
+
+def called(kind: str, value: str) -> str:
+    """A band that is a percentile, or has a name of its own; or a group."""
+    named = kind == "percentile" and not value.replace(".", "").isdigit()
+    return value or f"no {kind}" if named else f"{kind} {value or 'without a name'}"
 
 
 def by_question(answers: Sequence[Answer], options: Options) -> dict[str, list[Answer]]:
@@ -89,7 +97,8 @@ def titled(title: str, question: str, options: Options) -> str:
 
 
 def around_zero(estimates: Sequence[Estimate | None]) -> tuple[float, float, float]:
-    """Ends at equal distance from zero that all intervals lie between, and zero."""
+    """Ends at equal distance from zero, in tenths, that all intervals lie between, and zero."""
     known = [e for e in estimates if e is not None]
     end = max((abs(edge) for e in known for edge in (e.value, e.low or 0, e.high or 0)), default=1.0)
-    return -end, end, 0.0
+    tenths = max(math.ceil(10 * end), 1) / 10
+    return -tenths, tenths, 0.0

@@ -15,7 +15,7 @@ from experiments.rating.graded import GRADED
 from experiments.rating.intervals import ALARMS, COVERED, rates, simulated
 from experiments.rating.power import Design
 from experiments.rating.statistics import share
-from experiments.rating.tables import Table
+from experiments.rating.tables import ALL, Table, parts
 
 PAIR = {"first": "segmentation-free", "second": "classifier-free"}
 MODELS = {"first": "model 1", "second": "model 2", "third": "model 3", "fourth": "human"}
@@ -41,11 +41,11 @@ def test_segmentation_free_s_preference_is_as_published() -> None:
     found = analysed(answers, COMPARED, PAIR, OPTIONS, RULES, claims).kept
     shares, net = found.tables
     assert [e.value for _, cells in shares.rows for e in cells] == pytest.approx([0.18, 0.42, 0.21, 0.15, 0.04])
-    assert cell(shares, "all", "segmentation-free much better").value == pytest.approx(0.18)
+    assert cell(shares, ALL, "segmentation-free much better").value == pytest.approx(0.18)
     named = ["segmentation-free better", "no preference", "classifier-free better", "net"]
-    assert [cell(net, "all", name).value for name in named] == pytest.approx([0.60, 0.21, 0.19, 0.41])
-    assert all(between(cell(net, "all", name)) for name in named)
-    assert cell(net, "all", "net").low > 0.3
+    assert [cell(net, ALL, name).value for name in named] == pytest.approx([0.60, 0.21, 0.19, 0.41])
+    assert all(between(cell(net, ALL, name)) for name in named)
+    assert cell(net, ALL, "net").low > 0.3
     assert found.verdicts[0].verdict == HOLDS
     assert (found.raters, found.answers) == (20, 1000)
 
@@ -68,12 +68,12 @@ def test_multistage_s_votes_are_as_published() -> None:
     ]
     (table,) = analysed(answers, CHOICES, MODELS, {"best": []}, RULES, []).kept.tables
     for band, votes in sets.items():
-        row = [cell(table, f"band {band}", label) for label in MODELS.values()]
+        row = [cell(table, band, label) for label in MODELS.values()]
         assert [e.value for e in row] == pytest.approx([n / 1000 for n in votes])
         assert [round(e.value * e.count) for e in row] == list(votes)
         assert all(between(e) for e in row)
-    assert all(e.low < 0.25 < e.high for e in dict(table.rows)["band set 1"])  # which ranks nobody
-    assert cell(table, "band set 2", "human").low > 0.4
+    assert all(e.low < 0.25 < e.high for e in dict(table.rows)["set 1"])  # which ranks nobody
+    assert cell(table, "set 2", "human").low > 0.4
 
 
 def test_multistage_s_poll_is_as_published() -> None:
@@ -83,12 +83,12 @@ def test_multistage_s_poll_is_as_published() -> None:
     answers = crossed(fifteenths, 15, group="practitioners", **shown)
     answers += [replace(a, slot=a.slot + 15) for a in crossed(statements[:2] * 5, 10, group="public", **shown)]
     (table,) = analysed(answers, POLL, {}, {"difference": statements}, RULES, []).kept.tables
-    found = [cell(table, name, "practitioners") for name in statements]
+    found = [cell(table, name, "group practitioners") for name in statements]
     assert [f"{100 * e.value:.2f}" for e in found] == ["53.33", "13.33", *["6.67"] * 5]
     assert [round(e.value * e.count) for e in found] == [8, 2, 1, 1, 1, 1, 1]
     assert all(between(e) for e in found)
     assert found[0] == share([1] * 8 + [0] * 7, [0] * 15, range(15))
-    assert cell(table, "leads the times", "public").value == 0.5
+    assert cell(table, "leads the times", "group public").value == 0.5
 
 
 PUBLISHED = {  # fidelity and creativity
@@ -161,7 +161,7 @@ def test_raters_who_fail_or_hurry_are_left_out_and_shown_beside() -> None:
     kept = [a for a in answers if a.slot not in (1, 3) and a.role == "main"]
     alone = analysed(kept, COMPARED, PAIR, OPTIONS, RULES, []).kept
     assert found.kept.tables == alone.tables
-    assert cell(found.everybody.tables[0], "all", "classifier-free much better").value == pytest.approx(40 / 120)
+    assert cell(found.everybody.tables[0], ALL, "classifier-free much better").value == pytest.approx(40 / 120)
     assert cell(found.everybody.care, "failed, where the answer is known", "value").value == pytest.approx(4 / 8)
 
 
@@ -195,9 +195,6 @@ def test_repeats_places_and_identical_pairs() -> None:
 
 def test_claims_are_adjusted_for_each_other_and_narrowed() -> None:
     answers = marked(preferences({1: 70, 0: 60, -1: 50}, raters=9))
-    answers = [
-        replace(a, band="50" if a.item < 10 else "90", group="public" if a.slot < 6 else "others") for a in answers
-    ]
     one = {"say": "one", "higher": "first", "lower": "second"}
     claims = [one, {**one, "higher": "second", "lower": None, "band": "50"}, {**one, "group": "nobody"}]
     verdicts = analysed(answers, COMPARED, PAIR, OPTIONS, RULES, claims).kept.verdicts
@@ -213,14 +210,13 @@ def test_claims_are_adjusted_for_each_other_and_narrowed() -> None:
 
 def test_bands_and_groups_have_rows_of_their_own_and_of_both() -> None:
     answers = marked(preferences({1: 100, -1: 80}, raters=9))
-    answers = [
-        replace(a, band="50" if a.item < 10 else "90", group="public" if a.slot < 6 else "others") for a in answers
-    ]
     shares = analysed(answers, COMPARED, PAIR, OPTIONS, RULES, []).kept.tables[0]
-    rows = ["all", "band 50", "band 90", "others", "public"]
-    rows += ["band 50, others", "band 50, public", "band 90, others", "band 90, public"]
+    rows = [ALL, "percentile 50", "percentile 90", "group others", "group public"]
     assert [name for name, _ in shares.rows] == rows
-    assert sum(cells[0].count for name, cells in shares.rows if "," in name) == 180
+    both = [(name, len(some)) for name, some in parts(answers, both=True) if "," in name]
+    groups = ("group others", "group public")
+    assert [name for name, _ in both] == [f"percentile {band}, {group}" for band in (50, 90) for group in groups]
+    assert sum(count for _, count in both) == 180
 
 
 def test_three_methods_have_strengths_and_one_that_always_wins_is_named() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from experiments.metrics.estimates import Clustered, Estimate, two_way
 from experiments.rating.answers import Answer, clusters
+from experiments.rating.power import choice, poll_table, power_table
 from experiments.rating.statistics import share
 from experiments.rating.tables import Analysis, Labels, Options, Points, Table, by_question, parts, titled
 
@@ -56,5 +57,6 @@ def said(answer: Answer, labels: Labels, options: Options) -> str:
     return labels.get(str(answer.turned), str(answer.turned))
 
 
-CHOICES = Analysis("nominal", choices, claimed, ("difference of shares", "share"), said)
-POLL = Analysis("nominal", poll, claimed, ("difference of shares", "share"), said)
+MEASURE = "difference of shares", "share"
+CHOICES = Analysis("nominal", choices, claimed, MEASURE, said, lambda methods, d: power_table(choice(methods), d))
+POLL = Analysis("nominal", poll, claimed, MEASURE, said, lambda _, d: poll_table(d.raters))

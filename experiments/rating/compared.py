@@ -9,6 +9,7 @@ import numpy as np
 from experiments.metrics.estimates import Clustered, Estimate, sign_test, two_way
 from experiments.rating.answers import Answer, clusters
 from experiments.rating.bradley_terry import bradley_terry
+from experiments.rating.power import power_table, preference
 from experiments.rating.statistics import pigeonhole, share
 from experiments.rating.tables import (
     Analysis,
@@ -129,4 +130,6 @@ def said(answer: Answer, labels: Labels, options: Options) -> str:
     return f"{labels[a if level > 0 else b]} {known[len(known) - abs(level)]}" if level else NEITHER
 
 
-COMPARED = Analysis("ordinal", tables, claimed, ("net preference", "share"), said)
+COMPARED = Analysis(
+    "ordinal", tables, claimed, ("net preference", "share"), said, lambda _, d: power_table(preference(), d)
+)

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.metrics.estimates import Clustered, Estimate, two_way
 from experiments.rating.answers import Answer, clusters
+from experiments.rating.power import grade, power_table
 from experiments.rating.statistics import centred, contrast, pigeonhole, share
 from experiments.rating.tables import (
     ALL,
@@ -118,4 +119,6 @@ def said(answer: Answer, labels: Labels, options: Options) -> str:
     return f"grade {answer.turned}"
 
 
-GRADED = Analysis("ordinal", tables, claimed, ("difference of grades", "number"), said)
+GRADED = Analysis(
+    "ordinal", tables, claimed, ("difference of grades", "number"), said, lambda _, d: power_table(grade(), d)
+)

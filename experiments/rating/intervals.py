@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.metrics.estimates import Estimate, sign_test, two_way
-from experiments.rating.power import Design, plan, preference, preferred
+from experiments.rating.power import Design, dealt, preference, preferred
 from experiments.rating.statistics import pigeonhole, share
 
 DESIGNS = (Design(30, 10, 5), Design(50, 20, 5), Design(50, 20, 20), Design(100, 20, 5), Design(150, 20, 5))
@@ -30,7 +30,7 @@ def simulated(design: Design, win: float, loss: float, studies: int, seed: int =
     """Studies of one plan with these shares of wins and losses."""
     rng, model = np.random.default_rng(seed), preference()
     effect = preferred(win, loss, model.spread)
-    p, r = plan(design, rng)
+    p, r = dealt(design, seed)
     for _ in range(studies):
         deviations = model.prompt * rng.normal(size=design.prompts)[p] + model.rater * rng.normal(size=design.raters)[r]
         yield Study(effect(deviations + model.own * rng.normal(size=len(p))), p.tolist(), r.tolist())

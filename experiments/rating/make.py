@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from random import Random
@@ -18,21 +18,14 @@ from PIL import Image
 
 from experiments.files import CONF, sha256
 from experiments.metrics.folders import read
-from experiments.rating import power
 from experiments.rating.join import Source, Unit, join, labels, source
 from experiments.rating.kinds import METHODS, Kind, Question, kind_of
 from experiments.rating.plan import colours, deal, merged, orders, repeated, spaced
-from experiments.rating.power import Design, Table, power_table
+from experiments.rating.power import Design
 from experiments.rating.study import Item, Slot, Study
 
 Shown = tuple[Unit, int, int | None]  # whose picture it is: unit, method, and the seed of noise over it, if any
 Trial = tuple[int, tuple[int, ...]]  # an item, and the order of what it shows
-POWER: dict[str, Callable[[int, int, int, int], Table]] = {  # of a kind: methods, prompts, raters, answers to each
-    "preference": lambda methods, *design: power_table(power.preference(), Design(*design)),
-    "grade": lambda methods, *design: power_table(power.grade(), Design(*design)),
-    "choice": lambda methods, *design: power_table(power.choice(methods), Design(*design)),
-    "poll": lambda methods, prompts, raters, each: power.poll_table(raters),
-}
 SECONDS = 8  # of an answer, for the time that raters are told
 NOISE = 100.0  # standard deviation, of 255 grey values, that spoils a picture
 
@@ -381,6 +374,5 @@ def described(study: Study) -> str:
         trials = sorted({len(slot.plan) for slot in slots})
         lines.append(f"group {group}: {len(slots)} raters, {' or '.join(map(str, trials))} trials each")
         each = round(len(seen) / len(prompts))
-        table = POWER.get(study.kind_name)
-        lines += [str(table(len(study.methods), len(prompts), len(slots), each))] if table else []
+        lines.append(str(study.asks.analysis.power(len(study.methods), Design(len(prompts), len(slots), each))))
     return "\n".join(lines)

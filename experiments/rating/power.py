@@ -7,11 +7,13 @@ analysed as a real one would be, by the two-way cluster-robust interval.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from random import Random
 from statistics import NormalDist
 
 import numpy as np
 
 from experiments.metrics.estimates import student_quantile
+from experiments.rating.plan import deal
 from experiments.rating.statistics import share
 
 
@@ -119,7 +121,7 @@ def power_table(model: Model, design: Design, studies: int = 300, seed: int = 0)
         replace(design, raters=2 * design.raters),
         replace(design, answers=min(2 * design.answers, design.raters)),
     ]
-    rows = [row(model, d, studies, np.random.default_rng(seed)) for d in dict.fromkeys(designs)]
+    rows = [row(model, d, studies, seed) for d in dict.fromkeys(designs)]
     return Table(model.measure, tuple(model.effects), tuple(rows))
 
 
@@ -133,8 +135,8 @@ def poll_table(raters: int) -> Table:
     return Table("share", (), tuple(rows))
 
 
-def row(model: Model, design: Design, studies: int, rng: np.random.Generator) -> Row:
-    prompts, raters = plan(design, rng)
+def row(model: Model, design: Design, studies: int, seed: int) -> Row:
+    rng, (prompts, raters) = np.random.default_rng(seed), dealt(design, seed)
     deviations = (
         scale * rng.standard_normal((studies, count), dtype=np.float32)[:, which]
         for scale, count, which in (
@@ -149,14 +151,10 @@ def row(model: Model, design: Design, studies: int, rng: np.random.Generator) ->
     return Row(design, powers, float(np.mean([halves.mean() for _, halves in found])))
 
 
-def plan(design: Design, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt and rater of each answer, sorted by prompt: each time the raters with the fewest answers so far."""
-    so_far, chosen = np.zeros(design.raters), []
-    for _ in range(design.prompts):
-        next_ones = np.lexsort((rng.random(design.raters), so_far))[: design.answers]
-        so_far[next_ones] += 1
-        chosen.append(next_ones)
-    return np.repeat(np.arange(design.prompts), design.answers), np.concatenate(chosen)
+def dealt(design: Design, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and rater of each answer, sorted by prompt."""
+    raters = deal(design.prompts, design.raters, design.answers, Random(seed))
+    return np.repeat(np.arange(design.prompts), design.answers), np.concatenate(raters)
 
 
 def half_widths(answers: np.ndarray, prompts: np.ndarray, raters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

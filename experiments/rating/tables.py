@@ -7,7 +7,9 @@ from itertools import product
 from typing import Any
 
 from experiments.metrics.estimates import Clustered, Estimate
+from experiments.rating import power
 from experiments.rating.answers import Answer
+from experiments.rating.power import Design
 
 Labels = dict[str, str]  # of methods, by name, in order
 Options = dict[str, list[str]]  # of the questions, by name, in order
@@ -57,6 +59,7 @@ class Analysis:
                effect, more speaks for it; None if nothing was answered
     measure    what that is, and its unit, "share" or "number"
     said       what an answer says, in words
+    power      of so many methods, and a design of prompts, raters, and answers to each prompt
     """
 
     scale: str
@@ -64,6 +67,7 @@ class Analysis:
     claimed: Callable[[Sequence[Answer], dict[str, Any], Labels], Clustered | None]
     measure: tuple[str, str]
     said: Callable[[Answer, Labels, Options], str]
+    power: Callable[[int, Design], power.Table]
 
 
 def parts(answers: Sequence[Answer], both: bool = False) -> list[tuple[str, list[Answer]]]:

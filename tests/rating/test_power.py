@@ -11,10 +11,10 @@ from experiments.rating.power import (
     Design,
     Model,
     choice,
+    dealt,
     grade,
     graded,
     half_widths,
-    plan,
     poll_table,
     power_table,
     preference,
@@ -24,8 +24,7 @@ from experiments.rating.power import (
 
 @pytest.mark.parametrize("design", [Design(12, 7, 7), Design(20, 9, 4), Design(8, 1, 1), Design(1, 8, 8)])
 def test_half_widths_are_those_of_two_way(design: Design) -> None:
-    rng = np.random.default_rng(0)
-    prompts, raters = plan(design, rng)
+    rng, (prompts, raters) = np.random.default_rng(0), dealt(design, 0)
     answers = rng.normal(size=(5, len(prompts))) + rng.normal(size=(5, design.prompts))[:, prompts]
     means, halves = half_widths(answers, prompts, raters)
     for study, mean, half in zip(answers, means, halves, strict=True):
@@ -34,7 +33,7 @@ def test_half_widths_are_those_of_two_way(design: Design) -> None:
 
 
 def test_a_plan_is_balanced() -> None:
-    prompts, raters = plan(Design(30, 7, 3), np.random.default_rng(0))
+    prompts, raters = dealt(Design(30, 7, 3), 0)
     assert np.bincount(prompts).tolist() == [3] * 30
     assert np.ptp(np.bincount(raters)) <= 1
     assert len(set(zip(prompts.tolist(), raters.tolist(), strict=True))) == 90
@@ -51,7 +50,7 @@ def test_effects_have_their_shares() -> None:
 
 def test_power_without_shared_deviations_is_the_closed_form() -> None:
     design, effect = Design(80, 80, 1), 0.3
-    found = row(Model("difference", 0, 0, 1, {"": graded(effect)}), design, 4000, np.random.default_rng(0))
+    found = row(Model("difference", 0, 0, 1, {"": graded(effect)}), design, 4000, 0)
     error, t = 1 / math.sqrt(80), student_quantile(79)
     assert found.half_width == pytest.approx(t * error, rel=0.01)
     assert found.powers[0] == pytest.approx(NormalDist().cdf(effect / error - t), abs=0.03)

@@ -120,6 +120,7 @@ function element(tag, attributes = {}, ...children) {
 function paragraphs(lines) { return lines.map((line) => element("p", {}, line)); }
 
 function page(...children) {
+  progress.textContent = "";
   main.replaceChildren(element("div", { class: "text" }, ...children));
   main.focus();
   scrollTo(0, 0);
@@ -295,7 +296,6 @@ async function trials(source, state) {
 
 async function pause(source, done, total) {
   await source.settled();
-  progress.textContent = "";
   await told("Time for a break", [`${done} of ${total} are done, and all of them are kept. Look into the distance for a while, and go on when you like.`], "Go on");
 }
 
@@ -321,7 +321,6 @@ async function run() {
       await source.consent();                                  // the device may be another one now
     }
     await trials(source, state);
-    progress.textContent = "";
     page(element("h1", {}, "Thank you"), ...paragraphs([source.file
       ? "Save the file of your answers with the button below, and send it to whoever gave you this folder."
       : "All your answers are kept. You may close this page."]));

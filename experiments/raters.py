@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.files import say
+from experiments.files import UserError, say
 from experiments.rating import analyse as analysing
 from experiments.rating import export as exporting
 from experiments.rating import make as making
@@ -107,7 +107,7 @@ def opened(cfg: DictConfig) -> Store:
 
 def address(cfg: DictConfig) -> Any:
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
-        raise ValueError(f"action={cfg.action}: needs the extra raters: pip install 'ldm-guidance[raters]'")
+        raise UserError(f"action={cfg.action}: needs the extra raters: pip install 'ldm-guidance[raters]'")
     from experiments.rating import server
 
     return server.address(cfg.host, cfg.port, cfg.public, cfg.url)
@@ -129,7 +129,7 @@ ACTIONS: dict[str, Callable[[DictConfig], None]] = {
 
 def main(cfg: DictConfig) -> None:
     if cfg.action not in ACTIONS:
-        raise ValueError(f"action={cfg.action}: must be one of {', '.join(ACTIONS)}")
+        raise UserError(f"action={cfg.action}: must be one of {', '.join(ACTIONS)}")
     ACTIONS[cfg.action](cfg)
 
 

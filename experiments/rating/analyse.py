@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from experiments import files
+from experiments.files import UserError
 from experiments.rating.analysis import Analysed, analysed
 from experiments.rating.answers import read_answers
 from experiments.rating.results import render
@@ -16,12 +17,12 @@ from experiments.rating.study import open_study
 def analyse(folder: Path, answers_file: Path, out: Path) -> Path:
     """Writes the results of the study in `folder` into the folder `out`, and returns the page's file.
 
-    Raises ValueError if the answers are of another study, or none count, or the key is missing.
+    Raises UserError if the answers are of another study, or none count, or the key is missing.
     """
     study, name = open_study(folder)
     answers, studies = read_answers(answers_file)
     if studies - {name}:
-        raise ValueError(f"{answers_file}: answers of another study than {folder / 'study.json'}")
+        raise UserError(f"{answers_file}: answers of another study than {folder / 'study.json'}")
     labels = read_labels(folder / "key.json") if study.methods else {}
     options = {question["name"]: list(question["options"]) for question in study.asks.questions}
     found = analysed(answers, study.asks.analysis, labels, options, study.rules, study.claims)
@@ -36,9 +37,9 @@ def analyse(folder: Path, answers_file: Path, out: Path) -> Path:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """What the methods are called. Raises ValueError without the key."""
+    """What the methods are called. Raises UserError without the key."""
     if not path.is_file():
-        raise ValueError(f"{path} is missing: it alone says which method is which")
+        raise UserError(f"{path} is missing: it alone says which method is which")
     labels: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["labels"]
     return labels
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.files import UserError
 from experiments.metrics.estimates import Clustered, Estimate, numbered
 from experiments.rating.agreement import alpha, kappa, nominal, ordinal
 from experiments.rating.answers import Answer, Rater, clusters, narrowed, raters
@@ -65,13 +66,13 @@ def analysed(
     claims: Sequence[dict[str, Any]],
     most_disputed: int = 12,
 ) -> Analysed:
-    """Raises ValueError if no rater is kept, or none has answered."""
+    """Raises UserError if no rater is kept, or none has answered."""
     known = raters(answers, rules)
     left_out = {rater.slot for rater in known if rater.left_out}
     kept = [answer for answer in answers if answer.slot not in left_out]
     if not any(answer.role == "main" for answer in kept):
         why = f"the rules leave out all {len(known)} raters" if left_out else "nobody has answered yet"
-        raise ValueError(f"nothing to analyse: {why}")
+        raise UserError(f"nothing to analyse: {why}")
 
     def findings(some: Sequence[Answer]) -> Findings:
         main = narrowed(some, {})

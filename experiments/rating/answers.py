@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.files import UserError
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -56,9 +58,9 @@ NAMES = tuple(field.name for field in fields(Answer))
 
 
 def read_answers(path: Path) -> tuple[list[Answer], set[str]]:
-    """The answers, and the studies that they name. Raises ValueError if one is not as `export` writes it."""
+    """The answers, and the studies that they name. Raises UserError if one is not as `export` writes it."""
     if not path.is_file():
-        raise ValueError(f"{path} is missing: `action=export` writes it")
+        raise UserError(f"{path} is missing: `action=export` writes it")
     found, studies = [], set()
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
         try:
@@ -67,7 +69,7 @@ def read_answers(path: Path) -> tuple[list[Answer], set[str]]:
             found.append(Answer(**{**known, "shown": tuple(record["shown"])}))
             studies.add(record["study"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: not a line of `action=export`: {error!r}") from error
+            raise UserError(f"{path}, line {number}: not a line of `action=export`: {error!r}") from error
     return found, studies
 
 

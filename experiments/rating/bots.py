@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from experiments.emoji.judge import load_judge
+from experiments.files import UserError
 from experiments.metrics.judge import parse
 from experiments.rating import server
 from experiments.rating.client import Client
@@ -90,7 +91,7 @@ class Judge:
         config = self.judge.config
         asked = parse((item.text or "",), config)
         if not asked or not pictures:
-            raise ValueError(f"by=judge: {item.text!r} names nothing that the emoji world's judge knows")
+            raise UserError(f"by=judge: {item.text!r} names nothing that the emoji world's judge knows")
         side = config.image_size
         images = [Image.open(io.BytesIO(p)).convert("RGB").resize((side, side)) for p in pictures]
         x = torch.stack([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
@@ -165,7 +166,7 @@ def serving(folder: Path, study: Study, store: Store) -> Iterator[server.Address
 def simulate(folder: Path, by: str, taste: Taste, seed: int) -> Store:
     """Has programs answer the study through a server of its own, into FOLDER/simulated, made anew."""
     if by not in ("bots", "judge"):
-        raise ValueError(f"by={by}: must be bots or judge")
+        raise UserError(f"by={by}: must be bots or judge")
     study, name = open_study(folder)
     judge = Judge() if by == "judge" else None
     home = folder / "simulated"

@@ -5,16 +5,18 @@ import json
 from typing import Any
 from urllib.parse import urlsplit
 
+from experiments.files import UserError
+
 
 class Client:
-    """One rater's connection. Raises ValueError for a reply that is not the one it needs."""
+    """One rater's connection. Raises UserError for a reply that is not the one it needs."""
 
     def __init__(self, url: str, token: str):
         self.origin = url
         self.connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
         status, headers, _ = self.ask("GET", f"/join/{token}")
         if status != 303:
-            raise ValueError(f"{url}: {status} for a link")
+            raise UserError(f"{url}: {status} for a link")
         self.cookie = headers["set-cookie"].partition(";")[0]
 
     def ask(self, method: str, path: str, told: dict[str, Any] | None = None) -> tuple[int, dict[str, str], bytes]:
@@ -29,7 +31,7 @@ class Client:
     def json(self, method: str, path: str, told: dict[str, Any] | None = None) -> dict[str, Any]:
         status, _, body = self.ask(method, path, told)
         if status != 200:
-            raise ValueError(f"{self.origin}{path}: {status} {body[:200]!r}")
+            raise UserError(f"{self.origin}{path}: {status} {body[:200]!r}")
         return json.loads(body)
 
     def state(self) -> dict[str, Any]:
@@ -44,7 +46,7 @@ class Client:
     def picture(self, name: str) -> bytes:
         status, _, body = self.ask("GET", f"/pictures/{name}.png")
         if status != 200:
-            raise ValueError(f"{self.origin}: {status} for a picture")
+            raise UserError(f"{self.origin}: {status} for a picture")
         return body
 
     def answer(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.files import CONF, sha256
+from experiments.files import CONF, UserError, sha256
 from experiments.metrics.folders import read
 from experiments.rating.join import Source, Unit, join, labels, source
 from experiments.rating.kinds import METHODS, Kind, Question, kind_of
@@ -45,14 +45,14 @@ class Wanted:
 
     def __post_init__(self) -> None:
         if not self.groups or not all(type(n) is int and n > 0 for n in self.groups.values()):
-            raise ValueError(f"groups={self.groups}: must name one or more groups with at least 1 rater each")
+            raise UserError(f"groups={self.groups}: must name one or more groups with at least 1 rater each")
         smallest = min(self.groups.values())
         if self.answers is not None and not (type(self.answers) is int and 1 <= self.answers <= smallest):
-            raise ValueError(f"answers={self.answers}: must be from 1 to {smallest}, the raters of the smallest group")
+            raise UserError(f"answers={self.answers}: must be from 1 to {smallest}, the raters of the smallest group")
         for name in ("practice", "per", "gold", "repeats", "same", "seed"):
             value = getattr(self, name)
             if type(value) is not int or value < (name == "per"):
-                raise ValueError(f"{name}={value}: must be a whole number of at least {int(name == 'per')}")
+                raise UserError(f"{name}={value}: must be a whole number of at least {int(name == 'per')}")
 
 
 @dataclass
@@ -173,7 +173,7 @@ def main_items(made: Items, kind: Kind) -> list[list[int]]:
         for unit in made.units
     ]
     if not all(of_units):
-        raise ValueError(f"runs: {len(methods)} of them do not make a trial of this kind")
+        raise UserError(f"runs: {len(methods)} of them do not make a trial of this kind")
     return of_units
 
 
@@ -256,9 +256,9 @@ def turned(item: Item, turn: int) -> tuple[int, ...]:
 
 
 def write(folder: Path, study: Study, made: Items) -> None:
-    """Writes a study's folder whole or not at all. Raises ValueError if there is one already."""
+    """Writes a study's folder whole or not at all. Raises UserError if there is one already."""
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"study={folder}: is there already, and a study never changes: choose another folder")
+        raise UserError(f"study={folder}: is there already, and a study never changes: choose another folder")
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -281,18 +281,18 @@ def write(folder: Path, study: Study, made: Items) -> None:
 
 
 def study(cfg: dict[str, Any]) -> tuple[Study, Items]:
-    """Makes a study of the settings of conf/raters.yaml. Raises ValueError naming what is wrong."""
+    """Makes a study of the settings of conf/raters.yaml. Raises UserError naming what is wrong."""
     if cfg["kind"] is None:
-        raise ValueError(
+        raise UserError(
             f"kind=null: must be one of {', '.join(p.stem for p in sorted((CONF / 'kind').glob('*.yaml')))}"
         )
     kind, wanted = kind_of(cfg["kind"]), wanted_of(cfg)
     folders = [Path(folder) for folder in cfg["runs"]]
     if kind.pictures != bool(folders):
-        raise ValueError(f"runs={cfg['runs']}: " + ("no folders of pictures" if kind.pictures else "a poll shows none"))
+        raise UserError(f"runs={cfg['runs']}: " + ("no folders of pictures" if kind.pictures else "a poll shows none"))
     names = cfg["labels"] or labels(folders)
     if len(names) != len(folders) or len(set(names)) < len(names):
-        raise ValueError(f"labels={names}: must be one for each of the {len(folders)} runs, all different")
+        raise UserError(f"labels={names}: must be one for each of the {len(folders)} runs, all different")
     check(cfg, kind, len(folders))
     sources = [source(folder, str(name)) for folder, name in zip(folders, names, strict=True)]
     subset, captions = (Path(cfg[key]) if cfg[key] is not None else None for key in ("subset", "captions"))
@@ -319,22 +319,22 @@ def wanted_of(cfg: dict[str, Any]) -> Wanted:
 
 
 def check(cfg: dict[str, Any], kind: Kind, methods: int) -> None:
-    """Raises ValueError for rules and claims that the analysis could not go by."""
+    """Raises UserError for rules and claims that the analysis could not go by."""
     for name in ("gold_failed", "fast_ms", "fast_share"):
         value = cfg["rules"].get(name)
         if type(value) not in (int, float) or value < 0:
-            raise ValueError(f"rules.{name}={value}: must be a number of at least 0")
+            raise UserError(f"rules.{name}={value}: must be a number of at least 0")
     if type(cfg["break_after"]) is not int or cfg["break_after"] < 1:
-        raise ValueError(f"break_after={cfg['break_after']}: must be a whole number of at least 1")
+        raise UserError(f"break_after={cfg['break_after']}: must be a whole number of at least 1")
     groups, questions = [set(cfg["groups"] or {"all"}), {question["name"] for question in kind.questions}]
     options = {name for q in kind.questions for play in kind.plays(q, METHODS[:methods]) for name in play}
     for claim in cfg["claims"]:
         known = {"say": None, "higher": options, "lower": options, "question": questions, "group": groups, "band": None}
         if claim.keys() - known.keys() or not {"say", "higher"} <= claim.keys():
-            raise ValueError(f"claims: {claim}: must have say and higher, and may have lower, question, group, band")
+            raise UserError(f"claims: {claim}: must have say and higher, and may have lower, question, group, band")
         for key, names in known.items():
             if names is not None and claim.get(key) is not None and claim[key] not in names:
-                raise ValueError(f"claims: {key}={claim[key]}: must be one of {', '.join(sorted(names))}")
+                raise UserError(f"claims: {key}={claim[key]}: must be one of {', '.join(sorted(names))}")
 
 
 def texts(about: dict[str, str], minutes: int, pictures: bool) -> dict[str, list[str]]:

@@ -28,6 +28,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from experiments.files import UserError
 from experiments.rating.store import CONSENTED, Rater, Store, answer_of
 from experiments.rating.study import Study
 
@@ -117,15 +118,15 @@ def is_loopback(host: str) -> bool:
 
 
 def address(host: str, port: int, public: bool, url: str | None) -> Address:
-    """Raises ValueError for a host that others reach unless `public`, and for an address that nobody can type."""
+    """Raises UserError for a host that others reach unless `public`, and for an address that nobody can type."""
     if type(port) is not int or not 0 <= port < 65536:
-        raise ValueError(f"port={port}: must be a whole number from 0 to 65535")
+        raise UserError(f"port={port}: must be a whole number from 0 to 65535")
     if not is_loopback(host) and not public:
-        raise ValueError(f"host={host}: others could reach it; public=true allows that")
+        raise UserError(f"host={host}: others could reach it; public=true allows that")
     url = f"http://{host}:{port}" if url is None else url.rstrip("/")
     told = urlsplit(url)
     if told.scheme not in ("http", "https") or not told.hostname or told.path or told.hostname in ("0.0.0.0", "::"):
-        raise ValueError(f"url={url}: must be the address that raters type, like https://study.example.org")
+        raise UserError(f"url={url}: must be the address that raters type, like https://study.example.org")
     return Address(host, port, url)
 
 

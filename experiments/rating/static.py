@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from experiments.files import UserError
 from experiments.rating.store import CONSENTED, WITHDRAWN, Answer, Store, answer_of
 from experiments.rating.study import Study
 
@@ -47,7 +48,7 @@ def plan(study: Study, slot: int) -> dict[str, Any]:
 def merge(store: Store, paths: Iterable[Path]) -> tuple[int, int]:
     """Stores the answers of files that the page saved. Returns how many were new, and how many were there already.
 
-    Raises ValueError, with nothing of that file stored, for one that is of another study or was not saved by the page.
+    Raises UserError, with nothing of that file stored, for one that is of another study or was not saved by the page.
     """
     added = doubles = 0
     for path in paths:
@@ -65,15 +66,15 @@ def read(path: Path, store: Store) -> tuple[int, str, list[Answer]]:
         told = json.loads(path.read_text(encoding="utf-8"))
         slot, plans = told["slot"], {rater.slot: rater for rater in store.raters()}
         if told["study"] != store.name:
-            raise ValueError(f"is of study {told['study'][:12]}, not of {store.name[:12]}")
+            raise UserError(f"is of study {told['study'][:12]}, not of {store.name[:12]}")
         if slot not in plans:
-            raise ValueError(f"is of rater {slot}, whom the study does not have")
+            raise UserError(f"is of rater {slot}, whom the study does not have")
         if plans[slot].consent == WITHDRAWN:
-            raise ValueError(f"is of rater {slot}, who withdrew")
+            raise UserError(f"is of rater {slot}, who withdrew")
         if told["consent"] != CONSENTED:
             return slot, "", []
         return slot, str(told["device"])[:20], [answer_of(row, store.study, slot) for row in told["answers"]]
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise ValueError(f"{path}: is no file that the page saved: {error!r}") from error
+        raise UserError(f"{path}: is no file that the page saved: {error!r}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from experiments.files import UserError
 from experiments.rating.study import Study
 
 VERSION = 1  # of the schema
@@ -55,15 +56,15 @@ class Rater:
 
 
 def answer_of(told: dict[str, Any], study: Study, slot: int) -> Answer:
-    """Returns the answer that a page made. Raises ValueError if it is malformed."""
+    """Returns the answer that a page made. Raises UserError if it is malformed."""
     nonce, day, plan = told.get("nonce"), told.get("day", ""), study.slots[slot - 1].plan
     numbers: list[Any] = [told.get(key) for key in ("position", "value", "active_ms", "total_ms")]
     if not isinstance(nonce, str) or not re.fullmatch("[0-9a-f]{32}", nonce):
-        raise ValueError(f"nonce {nonce!r}: must be 32 hexadecimal digits")
+        raise UserError(f"nonce {nonce!r}: must be 32 hexadecimal digits")
     if not isinstance(day, str) or not re.fullmatch(r"|\d{4}-\d\d-\d\d", day):
-        raise ValueError(f"day {day!r}: must be like 2000-12-31")
+        raise UserError(f"day {day!r}: must be like 2000-12-31")
     if not all(type(n) is int and 0 <= n <= LONGEST for n in numbers) or numbers[0] >= len(plan):
-        raise ValueError(f"position, value, active_ms, total_ms {numbers}: must be whole numbers within the plan")
+        raise UserError(f"position, value, active_ms, total_ms {numbers}: must be whole numbers within the plan")
     position, value, active, total = numbers
     return Answer(nonce, slot, plan[position][0], position, value, min(active, total), total, day)
 
@@ -79,7 +80,7 @@ def hashed(token: str) -> str:
 class Store:
     """The answers of a study. One connection, one thread at a time; other processes may hold others.
 
-    Raises ValueError if the file is of another study, or of other code.
+    Raises UserError if the file is of another study, or of other code.
     """
 
     def __init__(self, path: Path, study: Study, name: str, simulated: bool = False):
@@ -104,15 +105,15 @@ class Store:
             self.db.executemany("insert into rater (slot, grp) values (?, ?)", raters)
             self.db.execute(f"pragma user_version={VERSION}")
         elif version != VERSION:
-            raise ValueError(f"{self.path}: is of version {version}, this code reads version {VERSION}")
+            raise UserError(f"{self.path}: is of version {version}, this code reads version {VERSION}")
         (name, simulated) = self.db.execute("select name, simulated from study").fetchone()
         if name != self.name:
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: holds answers to study {name[:12]}, but study.json is {self.name[:12]} now: "
                 "a study never changes; put the old study.json back, or make a new study in another folder"
             )
         if bool(simulated) != self.simulated:
-            raise ValueError(f"{self.path}: holds answers of {'programs' if simulated else 'people'}, which never mix")
+            raise UserError(f"{self.path}: holds answers of {'programs' if simulated else 'people'}, which never mix")
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -147,7 +148,7 @@ class Store:
         """Returns a fresh token for each slot that had none and for those renewed; only their hashes are kept."""
         known = {rater.slot: rater for rater in self.raters()}
         if wrong := [slot for slot in renew if slot not in known or known[slot].consent == WITHDRAWN]:
-            raise ValueError(f"renew={list(renew)}: there is no rater {wrong[0]}, or they withdrew")
+            raise UserError(f"renew={list(renew)}: there is no rater {wrong[0]}, or they withdrew")
         tokens = {}
         with self.writing():
             free = self.db.execute(
@@ -174,7 +175,7 @@ class Store:
     def add(self, answer: Answer) -> Answer:
         """Stores an answer unless its nonce is known, and returns what is stored under its nonce.
 
-        Raises ValueError if it is not of this study, comes before its turn, or its rater has not consented.
+        Raises UserError if it is not of this study, comes before its turn, or its rater has not consented.
         """
         with self.writing():
             return self.insert(answer)
@@ -190,11 +191,11 @@ class Store:
     def insert(self, answer: Answer) -> Answer:
         plan = self.study.slots[answer.slot - 1].plan
         if not 0 <= answer.position < len(plan) or answer.item != plan[answer.position][0]:
-            raise ValueError(f"position {answer.position} of rater {answer.slot} is of another item")
+            raise UserError(f"position {answer.position} of rater {answer.slot} is of another item")
         if not 1 <= answer.value <= len(self.study.answers(answer.slot, answer.position)):
-            raise ValueError(f"value {answer.value} is no answer to item {answer.item}")
+            raise UserError(f"value {answer.value} is no answer to item {answer.item}")
         if self.db.execute("select consent from rater where slot = ?", (answer.slot,)).fetchone() != (CONSENTED,):
-            raise ValueError(f"rater {answer.slot} has not consented, or withdrew")
+            raise UserError(f"rater {answer.slot} has not consented, or withdrew")
         columns = "nonce, slot, item, position, value, active_ms, total_ms, day, seq"
         find = f"select {columns} from answer where nonce = ? and slot = ?"
         if found := self.db.execute(find, (answer.nonce, answer.slot)).fetchone():
@@ -202,12 +203,12 @@ class Store:
         given = "select coalesce(max(position), -1), coalesce(max(seq), 0) from answer where slot = ?"
         last, seq = self.db.execute(given, (answer.slot,)).fetchone()
         if answer.position > last + 1:
-            raise ValueError(f"position {answer.position} of rater {answer.slot} is not due: {last + 1} is")
+            raise UserError(f"position {answer.position} of rater {answer.slot} is not due: {last + 1} is")
         stored = replace(answer, day=answer.day or today(), seq=seq + 1)
         try:
             self.db.execute(f"insert into answer ({columns}) values (?,?,?,?,?,?,?,?,?)", astuple(stored))
         except sqlite3.IntegrityError as error:
-            raise ValueError(f"answer {answer.nonce}: is of another rater, or holds what is no answer") from error
+            raise UserError(f"answer {answer.nonce}: is of another rater, or holds what is no answer") from error
         return stored
 
     def value_at(self, slot: int, position: int) -> int | None:
@@ -228,11 +229,11 @@ class Store:
     def withdraw(self, slots: Sequence[int]) -> int:
         """Deletes all that is stored of raters, beyond recovery, and returns how many answers that were.
 
-        What stays is that the slot withdrew. Raises ValueError without such a rater, OSError while others read.
+        What stays is that the slot withdrew. Raises UserError without such a rater, OSError while others read.
         """
         known = {rater.slot for rater in self.raters()}
         if not slots or (wrong := [slot for slot in slots if slot not in known]):
-            raise ValueError(f"slots={list(slots)}: there is no rater {wrong[0] if slots else 'named'}")
+            raise UserError(f"slots={list(slots)}: there is no rater {wrong[0] if slots else 'named'}")
         before = self.count()
         with self.writing():
             for slot in slots:

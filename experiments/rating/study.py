@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from experiments.files import UserError
 from experiments.rating.kinds import Kind, Question, kind_of, name_of
 
 
@@ -101,10 +102,10 @@ class Study:
 
 
 def open_study(folder: Path) -> tuple[Study, str]:
-    """Returns the study of a folder and its name. Raises ValueError if there is none."""
+    """Returns the study of a folder and its name. Raises UserError if there is none."""
     path = folder / "study.json"
     if not path.is_file():
-        raise ValueError(f"study={folder}: no study (no study.json in it); action=make makes one")
+        raise UserError(f"study={folder}: no study (no study.json in it); action=make makes one")
     content = path.read_bytes()
     try:
         told = json.loads(content)
@@ -115,5 +116,5 @@ def open_study(folder: Path) -> tuple[Study, str]:
         )
         study = Study(**{**told, "methods": tuple(told["methods"]), "items": items, "slots": slots})
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: is not a study that action=make wrote: {error}") from error
+        raise UserError(f"{path}: is not a study that action=make wrote: {error}") from error
     return study, hashlib.sha256(content).hexdigest()

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypedDict, cast
 
 from hydra.utils import instantiate
 
+from experiments.files import UserError
 from experiments.rating.tables import Analysis
 
 METHODS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")  # in the order of the runs
@@ -46,14 +47,14 @@ class Kind(Protocol):
 
 
 def kind_of(settings: dict[str, Any]) -> Kind:
-    """Makes the kind that the settings name. Raises ValueError unless they name a class of this folder."""
+    """Makes the kind that the settings name. Raises UserError unless they name a class of this folder."""
     target = str(settings.get("_target_", ""))
     if not target.startswith(f"{__name__}."):
-        raise ValueError(f"kind {target or settings}: must be a class of {__name__}")
+        raise UserError(f"kind {target or settings}: must be a class of {__name__}")
     questions = settings.get("questions") or []
     names = [question.get("name") for question in questions]
     if not names or len(set(names)) < len(names) or not all(question.get("text") for question in questions):
-        raise ValueError("kind.questions: must be one or more, each with a name of its own, a text, and options")
+        raise UserError("kind.questions: must be one or more, each with a name of its own, a text, and options")
     return cast(Kind, instantiate(settings, _convert_="all"))
 
 

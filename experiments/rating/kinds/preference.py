@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import ClassVar
 
+from experiments.files import UserError
 from experiments.rating.compared import COMPARED
 from experiments.rating.kinds import METHODS, Question
 from experiments.rating.tables import Analysis
@@ -25,7 +26,7 @@ class Preference:
 
     def __post_init__(self) -> None:
         if any(len(question["options"]) % 2 == 0 for question in self.questions):
-            raise ValueError("kind.questions: a preference has an odd number of options, no preference in the middle")
+            raise UserError("kind.questions: a preference has an odd number of options, no preference in the middle")
 
     def plays(self, question: Question, methods: Sequence[str]) -> list[tuple[str, ...]]:
         return list(combinations(methods, 2))

@@ -154,9 +154,9 @@ class Attention(nn.Module):
             return self.keys_and_values(tokens)
         if torch.is_grad_enabled() and (tokens.requires_grad or any(p.requires_grad for p in self.parameters())):
             return self.keys_and_values(tokens)
-        if self not in kept:
-            kept[self] = self.keys_and_values(tokens)
-        return kept[self]
+        if self not in kept or kept[self][0] is not tokens:  # as where a condition was replaced in its tokens alone
+            kept[self] = (tokens, *self.keys_and_values(tokens))
+        return kept[self][1:]
 
 
 class GEGLU(nn.Module):

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from experiments.files import UserError, sha256
+from experiments.metrics import Unmeasurable
 from experiments.metrics.folders import FinishedRun
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "ldm" / "weights" / "emoji_clip"
@@ -20,7 +21,10 @@ PAPERS = "ViT-g-14", "laion2b_s34b_b88k"
 
 
 def load_clip(model: str, pretrained: str | None, device: torch.device) -> tuple[Any, Callable, Callable, dict]:
-    """The network, its picture and text preprocessing, and what is to be said of it. Raises UserError."""
+    """Returns the network, its picture and text preprocessing, and its description.
+
+    Raises Unmeasurable where the weights are not to be had, and ValueError for a name that there is not.
+    """
     import open_clip  # takes seconds
 
     folder = Path(model)
@@ -39,12 +43,12 @@ def load_clip(model: str, pretrained: str | None, device: torch.device) -> tuple
             about = {"model": model, "pretrained": pretrained}
     except (RuntimeError, OSError, KeyError) as error:  # of a missing file, a closed network or a wrong shape
         reason = str(error).splitlines()[0]
-        raise UserError(f"the weights {pretrained or 'in the folder'} of {model} cannot be had: {reason}") from error
+        raise Unmeasurable(f"the weights {pretrained or 'in the folder'} of {model} cannot be had: {reason}") from error
     return network.to(device).eval(), preprocess, open_clip.get_tokenizer(model), about
 
 
 def load_folder(folder: Path) -> tuple[Any, Callable, str]:
-    """Network, picture preprocessing and hash of a folder as open_clip writes it, its weights in one file or in shards.
+    """Loads network, picture preprocessing and hash of a folder as open_clip writes it, its weights whole or in shards.
 
     Without a preprocess_cfg it takes pixels in [-1, 1], as experiments.training.parts trains it.
     """
@@ -65,12 +69,13 @@ def load_folder(folder: Path) -> tuple[Any, Callable, str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """open_clip warns of a network without weights, which it gets right after."""
-    logging.disable(logging.WARNING)
+    """Silences open_clip's warning of a network without weights, which it gets right after."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def is_cut(tokenizer: Callable, prompt: str, context: int) -> bool:

@@ -32,12 +32,12 @@ class Pictures:
     warnings: tuple[str, ...]
 
     def described(self) -> dict[str, Any]:
-        """Without the folder's path, which differs from machine to machine."""
+        """Returns what identifies the pictures, without the folder's path, which differs from machine to machine."""
         sizes = {f"{w}x{h}": n for (w, h), n in self.sizes.items()}
         return {"name": self.folder.name, "sha256": self.sha256, "count": len(self.files), "sizes": sizes}
 
     def batches(self, batch_size: int, resize: int | None = None) -> Iterator[Tensor]:
-        """uint8 [B, 3, H, W], in order. `resize` makes squares of so many pixels: cut from the centre, then bicubic.
+        """Yields uint8 [B, 3, H, W], in order. `resize` makes squares of so many pixels, cut from the centre, bicubic.
 
         Raises UserError for pictures of several sizes, unless they are resized.
         """
@@ -65,12 +65,12 @@ class FinishedRun:
 
     @cached_property
     def captions(self) -> list[tuple[str, ...]]:
-        """What each picture should show: its prompt or, if it has none, the prompts of its stages."""
+        """Returns what each picture should show: its prompt or, if it has none, the prompts of its stages."""
         return [(r["prompt"],) if "prompt" in r else tuple(s["prompt"] for s in r["stages"]) for r in self.records]
 
     @cached_property
     def texts(self) -> list[tuple[str, ...]]:
-        """All the prompts of each picture, those of its stages too."""
+        """Returns all the prompts of each picture, those of its stages too."""
         stages = [[stage["prompt"] for stage in record.get("stages", [])] for record in self.records]
         return [tuple(dict.fromkeys([*c, *s])) for c, s in zip(self.captions, stages, strict=True)]
 
@@ -92,7 +92,7 @@ def open_run(folder: Path) -> FinishedRun:
 
 
 def open_reference(folder: Path) -> Pictures:
-    """All the pictures that lie in a folder, by name. Raises UserError if there are none."""
+    """Returns all the pictures that lie in a folder, by name. Raises UserError if there are none."""
     if not folder.is_dir():
         raise UserError(f"reference folder {folder}: there is no such folder")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
@@ -102,7 +102,7 @@ def open_reference(folder: Path) -> Pictures:
 
 
 def survey(folder: Path, files: list[Path]) -> Pictures:
-    """Read every file once: which can be read, of which size, with what in it. Raises UserError if none can."""
+    """Reads every file once, and tells which are whole and of which size. Raises UserError if none is."""
     readable, broken, sizes, digests = [], [], Counter[tuple[int, int]](), []
     for path in files:
         content = path.read_bytes()
@@ -130,11 +130,11 @@ def read(path: Path) -> Image.Image:
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
-    """The largest square about the centre, at another size."""
+    """Cuts the largest square about the centre and resizes it."""
     half, x, y = min(image.size) / 2, image.width / 2, image.height / 2
     return image.resize((side, side), Image.Resampling.BICUBIC, box=(x - half, y - half, x + half, y + half))
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """uint8 [3, H, W]."""
+    """Returns uint8 [3, H, W]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -7,7 +7,7 @@ import torch
 
 from experiments.emoji.judge import WEIGHTS, load_judge
 from experiments.files import UserError, sha256
-from experiments.metrics import Bench, Result
+from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.features import judge_outputs
 from experiments.metrics.folders import FinishedRun
 
@@ -40,7 +40,7 @@ class ObjectShares:
                 scores = {"value": area_one / either if either else None, "first": first, "second": second}
                 per_image.append({**scores, "both": first and second, "one": first != second})
         if all(score["value"] is None for score in per_image):
-            raise UserError(f"no picture shows {' or '.join(self.objects)}")
+            raise Unmeasurable(f"no picture shows {' or '.join(self.objects)}")
         captions = run.captions
         details = {
             name: bench.bootstrap.mean([float(score[name]) for score in per_image], captions)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments.files import UserError, as_user_error
@@ -113,7 +113,7 @@ def prompts(cfg: DictConfig) -> list[Prompt]:
 
 def seeds(cfg: DictConfig) -> list[int]:
     """Returns the seeds of every prompt that brings none. Raises UserError for repeated ones."""
-    wanted = list(cfg.seeds) if isinstance(cfg.seeds, list | ListConfig) else [cfg.seeds]
+    wanted = list(cfg.seeds or []) if not isinstance(cfg.seeds, int) else [cfg.seeds]
     if len(set(wanted)) < len(wanted) or not wanted:
         raise UserError(f"seeds={wanted}: at least one, and none of them twice")
     return wanted

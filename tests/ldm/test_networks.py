@@ -320,6 +320,8 @@ def test_a_stacked_condition_keeps_keys_and_values_of_its_own() -> None:
             assert torch.equal(net(X, t, kept), net(X, t, CONDITION))
             assert torch.equal(net(X, t, other), net(X, t, Condition(TEXT.flip(0))))
     assert kept.kept.keys() == other.kept.keys() == set(cross)
+    for tokens in (-TEXT, TEXT):  # what a wrapper of the network replaces is not taken for what was there
+        assert torch.equal(net(X, 500, replace(kept, tokens=tokens)), net(X, 500, Condition(tokens)))
     assert CONDITION.kept is None and kept.rows(slice(0, 2)).kept is None
 
 
@@ -339,6 +341,25 @@ def test_gradients_pass_what_a_condition_keeps() -> None:
         leaf.requires_grad_(False)
     for tensor in (x, text, weight):
         assert tensor.grad is not None and tensor.grad.abs().max() > 0
+
+
+def test_conditions_of_a_model() -> None:
+    model = tiny_model()
+
+    def encoded(*prompts: str) -> Tensor:
+        return model.text_encoder(model.tokenizer(list(prompts)).ids)
+
+    conditions = model.conditions(["a red fish", "cats"])
+    assert torch.equal(conditions.cond.tokens, encoded("a red fish", "cats"))
+    assert [[span.word for span in row] for row in conditions.cond.spans] == [["a", "red", "fish"], ["cats"]]
+    assert torch.equal(conditions.negative.tokens, encoded("", "")) and conditions.negative.spans == ((), ())
+    assert torch.equal(model.conditions(["a", "b"], ["", "blurry"]).negative.tokens, encoded("", "blurry"))
+    dog = conditions.encode("a dog")  # shown to every image, and read once
+    assert torch.equal(dog.tokens, encoded("a dog", "a dog")) and conditions.encode("a dog") is dog
+    assert torch.equal(conditions.encode(["a dog", "a cat"]).tokens, encoded("a dog", "a cat"))
+    assert dog.vector is dog.channels is dog.kept is None
+    with pytest.raises(ValueError, match="draws noise"):
+        conditions.noise("x 0", (4, 8, 8))
 
 
 @pytest.mark.parametrize(

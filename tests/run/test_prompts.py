@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from tiny import Outcome
 
 import experiments.run.cli
-from experiments import subset
+import experiments.subset
 from experiments.files import CONF
+from experiments.metrics import subset
 from experiments.metrics.features import frechet_distance, gaussian
 from experiments.run import build
 from experiments.run.prompts import Prompt, read_prompts, suite
@@ -314,7 +315,7 @@ def choose(
         capsys.readouterr()
         status = 0
         try:
-            experiments.run.cli.run(subset.main, "subset")
+            experiments.run.cli.run(experiments.subset.main, "subset")
         except SystemExit as stop:
             status = stop.code
         return Outcome(status, *capsys.readouterr())

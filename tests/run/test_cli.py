@@ -243,7 +243,7 @@ def test_a_wrong_setting_is_one_line(
         ("subset", ["prompts=emoji", "repeats=0"], "repeats=0"),
         ("train", ["part=small/clip", "seed=-1"], "seed=-1"),
         ("train", ["part=small/clip", "bf16=yes please"], "bf16=yes please: must be true or false"),
-        ("demo", ["steps=0"], "steps=0"),
+        ("demo", ["seeds=-1"], "seeds=-1"),
         ("scorecard", ["scales=[a]"], "scales=['a']: must be a list"),
         ("ablate", ["experiment=grid", "n=few"], "n=few: must be a whole number"),
     ],

@@ -1,4 +1,4 @@
-"""Parts of one's own: a guidance, sampler, metric, study, suite, network. One class, one yaml, no other file touched."""
+"""Parts of one's own: guidance, sampler, metric, study, suite, network. One class, one yaml, no other file touched."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

@@ -2,7 +2,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 export OMP_NUM_THREADS ?= $(shell nproc)
 
-.PHONY: setup demo test test-full lint
+.PHONY: setup demo test test-full test-browser lint
 
 setup: .venv/.done
 
@@ -10,7 +10,7 @@ setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet uv
-	$(PY) -m uv pip install --python $(PY) -c constraints.txt -e '.[train,test,lint]'
+	$(PY) -m uv pip install --python $(PY) -c constraints.txt -e '.[train,raters,test,lint]'
 	touch $@
 
 demo: setup
@@ -23,7 +23,12 @@ test: setup
 
 # adds the full Stable Diffusion shapes: about 12 GB of memory
 test-full: setup
-	$(PY) -m pytest -m 'slow or not slow'
+	$(PY) -m pytest -m '(slow or not slow) and not browser'
+
+# adds the pages of studies with raters in a headless Chromium, which has to be installed
+test-browser: setup
+	$(PY) -m uv pip install --python $(PY) -c constraints.txt -e '.[browser]'
+	$(PY) -m pytest -m browser tests/rating
 
 lint: setup
 	$(PY) -m ruff check .

@@ -18,7 +18,7 @@ from experiments.sweeps.page import write_page
 
 
 def main(cfg: DictConfig) -> None:
-    """Raises ValueError for what cannot be drawn, and for a folder that holds a sweep of another config."""
+    """Raises UserError for what cannot be drawn, and for a folder that holds a sweep of another config."""
     cell = enter(cfg, HydraConfig.get())
     try:
         cell.note()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.files import say, write
+from experiments.files import UserError, say, write
 from experiments.run import cli
 from experiments.sweeps.claims import verdicts
 from experiments.sweeps.folder import open_sweep, with_planned
@@ -14,15 +14,15 @@ from experiments.sweeps.tables import claims_table, panels, side_by_side, summar
 
 
 def main(cfg: DictConfig) -> None:
-    """Raises ValueError where there is no sweep, or one that is unfinished."""
+    """Raises UserError where there is no sweep, or one that is unfinished."""
     folders = sorted(path.parent for path in Path(cfg.sweeps).glob("*/sweep.json"))
     if not folders:
-        raise ValueError(f"sweeps={cfg.sweeps}: holds no folder of a sweep of experiments.ablate")
+        raise UserError(f"sweeps={cfg.sweeps}: holds no folder of a sweep of experiments.ablate")
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     for sweep in map(open_sweep, folders):
         if broken := [cell.name for cell in with_planned(sweep).cells if cell.error or not cell.results]:
-            raise ValueError(f"{sweep.folder}: unfinished: {', '.join(broken)}")
+            raise UserError(f"{sweep.folder}: unfinished: {', '.join(broken)}")
         found = verdicts(sweep)
         write(out / f"{sweep.name}.json", json.dumps(summary_of(sweep, found), indent=1) + "\n")
         if drawn := panels(sweep):

@@ -1,7 +1,6 @@
 """Images as files and as labelled sheets."""
 
 import json
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from experiments.files import atomically
+
 TEXT_KEY = "ldm-guidance"  # the PNG text chunk that says what determines a picture
 
 
@@ -21,16 +22,12 @@ def to_image(image: Tensor) -> Image.Image:
 
 
 def save_png(image: Image.Image, path: Path, text: dict[str, Any] | None = None) -> None:
-    """Write whole or not at all; `text` goes into the file as JSON."""
+    """Writes a PNG atomically; `text` goes into the file as JSON."""
     info = PngInfo()
     if text is not None:
         info.add_text(TEXT_KEY, json.dumps(text, sort_keys=True))
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        image.save(temporary, format="PNG", pnginfo=info)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomically(path) as part:
+        image.save(part, format="PNG", pnginfo=info)
 
 
 def sheet(

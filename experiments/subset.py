@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import files
-from experiments.files import describe, write
+from experiments.files import UserError, describe, write
 from experiments.metrics.features import gaussian
 from experiments.metrics.subset import (
     SMALLEST,
@@ -30,14 +30,14 @@ from experiments.run.prompts import suite
 
 
 def main(cfg: DictConfig) -> None:
-    """Raises ValueError for too few prompts, for a wrong setting, and for a run without the scores asked for."""
+    """Raises UserError for too few prompts, for a wrong setting, and for a run without the scores asked for."""
     prompts = suite(cfg.prompts)
     if len(prompts) < 2 * SMALLEST:
-        raise ValueError(f"{len(prompts)} prompts: a curve needs at least {2 * SMALLEST}")
+        raise UserError(f"{len(prompts)} prompts: a curve needs at least {2 * SMALLEST}")
     if type(cfg.repeats) is not int or cfg.repeats < 1:
-        raise ValueError(f"repeats={cfg.repeats}: must be a whole number of at least 1")
+        raise UserError(f"repeats={cfg.repeats}: must be a whole number of at least 1")
     if type(cfg.tolerance) not in (int, float) or not cfg.tolerance >= 0:
-        raise ValueError(f"tolerance={cfg.tolerance}: must be a number of at least 0")
+        raise UserError(f"tolerance={cfg.tolerance}: must be a number of at least 0")
 
     embeddings = text_embeddings([str(prompt.text) for prompt in prompts], cfg)
     curve = distance_curve(embeddings, cfg.repeats, cfg.seed)

@@ -45,7 +45,7 @@ def test_guidance_composes_inside_every_other(name: str) -> None:
         steps = samplers.Schedule().steps(10)
         inner = build.guidance(cfg).inner
         assert type(inner).__name__ == cfg.inner._target_.removeprefix("guidance.")
-        assert sum(stretch.steps for stretch in build.stretches(build.guidance(cfg), steps)) == 10
+        assert sum(stage.steps for stage in build.stages(build.guidance(cfg), steps)) == 10
 
 
 @pytest.mark.parametrize("name", names("sampler"))
@@ -54,7 +54,8 @@ def test_sampler_yaml_mirrors_its_function(name: str) -> None:
     function = getattr(samplers, name)
     theirs = set(inspect.signature(function).parameters) - {"denoise", "x_T", "steps", "noise"}
     assert set(cfg) - {"_target_", "steps", "spacing", "final"} == theirs
-    assert build.sampler(cfg, ScheduleConfig()).func.func is function
+    assert build.sampler(cfg).func is function
+    assert len(build.steps(cfg, ScheduleConfig())) == cfg.steps
 
 
 @pytest.mark.parametrize("name", names("model"))

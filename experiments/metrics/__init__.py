@@ -10,11 +10,12 @@ from typing import Any, Protocol
 
 import torch
 
+from experiments.files import UserError
 from experiments.metrics.estimates import Bootstrap, Estimate
 from experiments.metrics.folders import FinishedRun
 
 
-class Unmeasurable(ValueError):
+class Unmeasurable(UserError):
     """A run has nothing that a metric could measure, or the metric's network is not to be had here.
 
     A sweep says so and goes on; any other error of a metric fails the cell.

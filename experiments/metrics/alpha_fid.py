@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from experiments.files import UserError
 from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.estimates import CENTRED, Bootstrap, Estimate, interval
 from experiments.metrics.features import Gaussian, extract, frechet_distance, gaussian, load_extractor, rank_warnings
@@ -69,7 +70,7 @@ class AlphaFid:
     def captions(self, run: FinishedRun, known: list[str]) -> tuple[list[Caption], int]:
         """Returns the captions of two known objects, and how many pictures have none. Raises Unmeasurable if all."""
         if self.objects is not None and (len(self.objects) != 2 or not set(self.objects) <= set(known)):
-            raise ValueError(f"objects={self.objects}: must be two of {', '.join(known)}")
+            raise UserError(f"objects={self.objects}: must be two of {', '.join(known)}")
         found: dict[tuple[str, ...], Caption] = {}
         for i, (prompts, record) in enumerate(zip(run.texts, run.records, strict=True)):
             objects = self.objects or record.get("objects") or named(prompts, known)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from experiments.files import sha256
+from experiments.files import UserError, sha256
 from experiments.metrics import Unmeasurable
 from experiments.metrics.folders import FinishedRun
 
@@ -34,10 +34,10 @@ def load_clip(model: str, pretrained: str | None, device: torch.device) -> tuple
             about = {"model": folder.name, "weights_sha256": digest}
             model = f"local-dir:{folder}"
         elif model not in open_clip.list_models():
-            raise ValueError(f"model={model}: neither a folder nor a name of open_clip's, such as {PAPERS[0]}")
+            raise UserError(f"model={model}: neither a folder nor a name of open_clip's, such as {PAPERS[0]}")
         elif pretrained is None:
             tags = open_clip.list_pretrained_tags_by_model(model)
-            raise ValueError(f"model={model}: say pretrained=FILE, or one of {', '.join(tags) or 'no tags'}")
+            raise UserError(f"model={model}: say pretrained=FILE, or one of {', '.join(tags) or 'no tags'}")
         else:
             network, preprocess = open_clip.create_model_from_pretrained(model, pretrained)
             about = {"model": model, "pretrained": pretrained}
@@ -57,7 +57,7 @@ def load_folder(folder: Path) -> tuple[Any, Callable, str]:
 
     files = sorted(folder.glob("open_clip_model*.safetensors"))
     if not files or not (folder / "open_clip_config.json").is_file():
-        raise ValueError(f"no CLIP in {folder}: `python -m experiments.train part=small/clip` makes one")
+        raise UserError(f"no CLIP in {folder}: `python -m experiments.train part=small/clip` makes one")
     with quiet():
         network = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
     network.load_state_dict({name: value for file in files for name, value in load_file(file).items()})

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.files import UserError
+
 TIE = 1e-4  # scores closer than this differ by no more than arithmetic does
 CENTRED = (
     "of the run's pictures, the references kept; percentiles of the resamples, moved so that their mean is the value"
@@ -37,9 +39,9 @@ class Bootstrap:
 
     def __post_init__(self) -> None:
         if self.unit not in ("pictures", "prompts"):
-            raise ValueError(f"bootstrap.unit={self.unit}: must be pictures or prompts")
+            raise UserError(f"bootstrap.unit={self.unit}: must be pictures or prompts")
         if type(self.resamples) is not int or self.resamples < 1:
-            raise ValueError(f"bootstrap.resamples={self.resamples}: must be a whole number of at least 1")
+            raise UserError(f"bootstrap.resamples={self.resamples}: must be a whole number of at least 1")
 
     def at_most(self, resamples: int) -> "Bootstrap":
         """Returns the same with fewer resamples, for statistics that take long."""

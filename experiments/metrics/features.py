@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from experiments.emoji.judge import WEIGHTS as JUDGE
 from experiments.emoji.judge import Judge, JudgeOutput, load_judge
-from experiments.files import say, sha256
+from experiments.files import UserError, say, sha256
 from experiments.metrics import Bench, Unmeasurable, optional
 from experiments.metrics.folders import FinishedRun, Pictures, read, to_tensor
 
@@ -56,7 +56,7 @@ class InceptionFeatures:
             torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would run what is pickled in it
             network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
         except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-            raise ValueError(f"{path}: not torch-fidelity's Inception weights: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{path}: not torch-fidelity's Inception weights: {str(error).splitlines()[0]}") from error
         self.network = network.to(device)
         self.device = device
         self.about = {
@@ -101,11 +101,11 @@ def judge_input(images: Tensor, side: int) -> Tensor:
 
 
 def inception_weights(given: Path | None, url: str) -> Path:
-    """Returns the given file, or the cached one, downloading it. Raises ValueError saying where to put it."""
+    """Returns the given file, or the cached one, downloading it. Raises UserError saying where to put it."""
     path = given or Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     where = f"download {url} and put it at {path}, or name it by the metric's weights=FILE"
     if given is not None and not path.is_file():
-        raise ValueError(f"weights={path}: there is no such file; {where}")
+        raise UserError(f"weights={path}: there is no such file; {where}")
     if not path.is_file():
         say(f"Inception weights: from {url} to {path}")
         try:
@@ -122,7 +122,7 @@ def load_extractor(name: str | None, weights: str | None, run: FinishedRun, devi
     try:
         extractor = get_object(EXTRACTORS.get(name, name))
     except (ImportError, ValueError) as error:
-        raise ValueError(f"features={name}: must be inception, judge or the full name of a class") from error
+        raise UserError(f"features={name}: must be inception, judge or the full name of a class") from error
     return extractor(Path(weights) if weights else None, device)
 
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from experiments.files import read_lines
+from experiments.files import UserError, read_lines
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # what Pillow raises of a broken file
@@ -39,11 +39,11 @@ class Pictures:
     def batches(self, batch_size: int, resize: int | None = None) -> Iterator[Tensor]:
         """Yields uint8 [B, 3, H, W], in order. `resize` makes squares of so many pixels, cut from the centre, bicubic.
 
-        Raises ValueError for pictures of several sizes, unless they are resized.
+        Raises UserError for pictures of several sizes, unless they are resized.
         """
         if len(self.sizes) > 1 and resize is None:
             sizes = ", ".join(f"{w}x{h} ({n})" for (w, h), n in sorted(self.sizes.items())[:8])
-            raise ValueError(f"{self.folder}: pictures of mixed sizes, {sizes}: say resize=PIXELS in the metric")
+            raise UserError(f"{self.folder}: pictures of mixed sizes, {sizes}: say resize=PIXELS in the metric")
         for i in range(0, len(self.files), batch_size):
             images = [read(path) for path in self.files[i : i + batch_size]]
             yield torch.stack([to_tensor(image if resize is None else square(image, resize)) for image in images])
@@ -76,13 +76,13 @@ class FinishedRun:
 
 
 def open_run(folder: Path) -> FinishedRun:
-    """Raises ValueError if it is no run folder, or a run that did not get to its end."""
+    """Raises UserError if it is no run folder, or a run that did not get to its end."""
     if not (folder / "run.json").is_file() or not (folder / "samples.jsonl").is_file():
-        raise ValueError(f"run={folder}: no run folder of experiments.sample (no run.json and samples.jsonl in it)")
+        raise UserError(f"run={folder}: no run folder of experiments.sample (no run.json and samples.jsonl in it)")
     records = read_lines(folder / "samples.jsonl")
     missing = [record["file"] for record in records if not (folder / record["file"]).is_file()]
     if not (folder / "grid.png").is_file() or not records or missing:
-        raise ValueError(
+        raise UserError(
             f"run={folder}: unfinished, {len(records) - len(missing)} pictures so far: its own command goes on with it"
         )
     config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
@@ -92,17 +92,17 @@ def open_run(folder: Path) -> FinishedRun:
 
 
 def open_reference(folder: Path) -> Pictures:
-    """Returns all the pictures that lie in a folder, by name. Raises ValueError if there are none."""
+    """Returns all the pictures that lie in a folder, by name. Raises UserError if there are none."""
     if not folder.is_dir():
-        raise ValueError(f"reference folder {folder}: there is no such folder")
+        raise UserError(f"reference folder {folder}: there is no such folder")
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise ValueError(f"reference folder {folder}: holds no images ({', '.join(SUFFIXES)})")
+        raise UserError(f"reference folder {folder}: holds no images ({', '.join(SUFFIXES)})")
     return survey(folder, files)
 
 
 def survey(folder: Path, files: list[Path]) -> Pictures:
-    """Reads every file once, and tells which are whole and of which size. Raises ValueError if none is."""
+    """Reads every file once, and tells which are whole and of which size. Raises UserError if none is."""
     readable, broken, sizes, digests = [], [], Counter[tuple[int, int]](), []
     for path in files:
         content = path.read_bytes()
@@ -114,7 +114,7 @@ def survey(folder: Path, files: list[Path]) -> Pictures:
         readable.append(path)
         digests.append(hashlib.sha256(content).hexdigest())
     if not readable:
-        raise ValueError(f"{folder}: none of its {len(files)} images can be read")
+        raise UserError(f"{folder}: none of its {len(files)} images can be read")
     more = ", ..." if len(broken) > 5 else ""
     warnings = (f"{folder.name}: {len(broken)} unreadable images left out: {', '.join(broken[:5])}{more}",)
     digest = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.files import commit, write
+from experiments.files import UserError, commit, write
 from experiments.metrics import Bench, Metric, Result, Unmeasurable
 from experiments.metrics.estimates import Bootstrap, compare_paired
 from experiments.metrics.folders import FinishedRun, open_run
@@ -27,7 +27,7 @@ def evaluate(
     `metrics` maps each name to its settings, as in conf/metrics. `against` is another run, whose pictures are compared
     with those of the same prompts and seeds here, for every metric that scores single pictures. Without `again` a
     result that is there already, of the same pictures under the same settings, is taken as it is.
-    Raises ValueError naming the metric and what it lacks; the results before it are kept.
+    Raises UserError naming the metric and what it lacks; the results before it are kept.
     """
     made: dict[str, Metric] = {name: build.create(settings, f"metrics.{name}") for name, settings in metrics.items()}
     run, other = open_run(folder), None if against is None else open_run(against)
@@ -46,9 +46,9 @@ def basis(metric: Metric, run: FinishedRun, bench: Bench) -> dict[str, Any]:
 
 
 def store(folder: Path, name: str, result: dict[str, Any]) -> None:
-    """Writes metrics/NAME.json. Raises ValueError naming the first number in the result that is not finite."""
+    """Writes metrics/NAME.json. Raises UserError naming the first number in the result that is not finite."""
     if bad := next(not_finite(result), None):
-        raise ValueError(f"{name}: {bad} is not a finite number")
+        raise UserError(f"{name}: {bad} is not a finite number")
     (folder / "metrics").mkdir(exist_ok=True)
     text = json.dumps({"metric": name, **result}, indent=1, allow_nan=False)
     write(folder / "metrics" / f"{name}.json", text + "\n")
@@ -79,7 +79,7 @@ def measure(name: str, metric: Metric, run: FinishedRun, other: FinishedRun | No
     except Unmeasurable as error:
         raise Unmeasurable(f"{name}: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise UserError(f"{name}: {error}") from error
     found = described(result) | {"against": as_json(versus)} | basis(metric, run, bench)
     return found | {"warnings": [*run.pictures.warnings, *result.warnings]}
 
@@ -107,7 +107,7 @@ def compare_runs(
     scores = dict(zip(their_keys, theirs.per_image, strict=True))
     pairs = [(key, mine, scores[key]) for key, mine in zip(keys, ours.per_image, strict=True) if key in scores]
     if not pairs:
-        raise ValueError(f"against={other.folder}: has no picture of the same prompt and seed")
+        raise UserError(f"against={other.folder}: has no picture of the same prompt and seed")
     found: dict[str, Any] = {"run": other.pictures.described(), "pairs": len(pairs)}
     found["unpaired"] = len(keys) + len(their_keys) - 2 * len(pairs)
     for name in ours.per_image[0]:

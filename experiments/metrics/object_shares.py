@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from experiments.emoji.judge import WEIGHTS, load_judge
-from experiments.files import sha256
+from experiments.files import UserError, sha256
 from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.features import judge_outputs
 from experiments.metrics.folders import FinishedRun
@@ -28,7 +28,7 @@ class ObjectShares:
         judge = load_judge(folder, bench.device)
         concepts = judge.config.concepts
         if len(self.objects) != 2 or not set(self.objects) <= set(concepts):
-            raise ValueError(f"objects={self.objects}: must be two of {', '.join(concepts)}")
+            raise UserError(f"objects={self.objects}: must be two of {', '.join(concepts)}")
         one, two = (concepts.index(name) for name in self.objects)
         per_image = []
         for _, output in judge_outputs(judge, run, bench):

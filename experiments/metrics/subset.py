@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments import files
-from experiments.files import read_lines
+from experiments.files import UserError, read_lines
 from experiments.metrics.clip import EMBEDDED, cut_warnings, is_cut, load_clip
 from experiments.metrics.features import frechet_distance, gaussian
 from experiments.run import build
@@ -61,25 +61,25 @@ def flat_from(curve: dict[int, list[float]], least_gain: float) -> int:
 def bands(total: int, percentiles: list[float], around: int) -> dict[float, range]:
     """Returns for each percentile the `around` ranks nearest to its own, of ranks 0 (low) to `total` - 1.
 
-    Raises ValueError for what is no percentile, and for bands that share a rank.
+    Raises UserError for what is no percentile, and for bands that share a rank.
     """
     if not percentiles or not all(type(p) in (int, float) and 0 <= p <= 100 for p in percentiles):
-        raise ValueError(f"percentiles={percentiles}: at least one, each from 0 to 100")
+        raise UserError(f"percentiles={percentiles}: at least one, each from 0 to 100")
     if type(around) is not int or not 1 <= around <= total:
-        raise ValueError(f"around={around}: must be a whole number from 1 to {total}, the size of the subset")
+        raise UserError(f"around={around}: must be a whole number from 1 to {total}, the size of the subset")
     found = {}
     for percentile in percentiles:
         first = round(percentile / 100 * (total - 1) - (around - 1) / 2)
         first = min(max(first, 0), total - around)
         found[percentile] = range(first, first + around)
     if len(set().union(*found.values())) < around * len(percentiles):
-        raise ValueError(f"around={around}: among {total} prompts the percentiles {percentiles} would share some")
+        raise UserError(f"around={around}: among {total} prompts the percentiles {percentiles} would share some")
     return found
 
 
 @torch.inference_mode()
 def text_embeddings(texts: list[str], cfg: DictConfig) -> Tensor:
-    """Returns unit text embeddings [N, D], float64, of the CLIP that `cfg` names. Raises ValueError without it."""
+    """Returns unit text embeddings [N, D], float64, of the CLIP that `cfg` names. Raises UserError without it."""
     device = build.device(cfg.device)
     network, _, tokenizer, _ = load_clip(cfg.clip.model or str(EMBEDDED), cfg.clip.pretrained, device)
     context = network.context_length
@@ -91,13 +91,13 @@ def text_embeddings(texts: list[str], cfg: DictConfig) -> Tensor:
 
 
 def prompt_scores(run: Path, metric: str) -> dict[str, float]:
-    """Returns the mean score of each prompt's pictures in an evaluated run. Raises ValueError if it is not one."""
+    """Returns the mean score of each prompt's pictures in an evaluated run. Raises UserError if it is not one."""
     path = run / "metrics" / f"{metric}.json"
     records = read_lines(run / "samples.jsonl")
     if not records:
-        raise ValueError(f"run={run}: holds no pictures")
+        raise UserError(f"run={run}: holds no pictures")
     if not path.is_file():
-        raise ValueError(f"{path} is missing: `python -m experiments.evaluate run={run} metrics=[{metric}]` makes it")
+        raise UserError(f"{path} is missing: `python -m experiments.evaluate run={run} metrics=[{metric}]` makes it")
     prompts = {record["file"]: record.get("prompt", "") for record in records}
     prompts |= {record["prompt_index"]: record.get("prompt", "") for record in records}
     scores = defaultdict(list)
@@ -106,16 +106,16 @@ def prompt_scores(run: Path, metric: str) -> dict[str, float]:
             prompt = prompts[picture["file"] if "file" in picture else picture["prompt_index"]]
             scores[prompt].append(float(picture["value"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: does not hold scores per_image of this run: {error!r}") from error
+        raise UserError(f"{path}: does not hold scores per_image of this run: {error!r}") from error
     return {prompt: math.fsum(values) / len(values) for prompt, values in scores.items()}
 
 
 def scores_of(prompts: list[Prompt], run: Path, metric: str) -> list[float]:
-    """Returns the prompts' scores in a run. Raises ValueError if some have none."""
+    """Returns the prompts' scores in a run. Raises UserError if some have none."""
     scores = prompt_scores(run, metric)
     missing = [prompt.text for prompt in prompts if not math.isfinite(scores.get(prompt.text or "", math.nan))]
     if missing:
-        raise ValueError(f"{run}: {len(missing)} of {len(prompts)} prompts have no score, the first: {missing[0]!r}")
+        raise UserError(f"{run}: {len(missing)} of {len(prompts)} prompts have no score, the first: {missing[0]!r}")
     guidance = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]["guidance"]["_target_"]
     if guidance != "guidance.ClassifierFree":
         files.say(f"warning: {run} was drawn with {guidance}, and not with classifier-free guidance as the paper's")

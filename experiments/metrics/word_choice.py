@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from experiments.files import UserError
 from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.clip import clip_meant, load_clip
 from experiments.metrics.folders import FinishedRun, read
@@ -26,7 +27,7 @@ class WordChoice:
 
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
         if len(set(self.words)) < 2:
-            raise ValueError(f"words={self.words}: at least two")
+            raise UserError(f"words={self.words}: at least two")
         rivals = [self.rivals(texts) for texts in run.captions]
         asked = [i for i, prompts in enumerate(rivals) if prompts]
         if not asked:

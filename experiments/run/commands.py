@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from experiments.files import read_lines
+from experiments.files import UserError, read_lines
 
 SCALE = 6  # at which the embedded model is at its best, see its card
 STEPS = 20  # of the pictures whose stages are told in steps
@@ -18,10 +18,10 @@ def stages(*parts: tuple[str, int]) -> str:
 
 
 def sample(*overrides: str) -> list[str]:
-    """Runs the sampling verb; returns its command, less the path of Python. Raises ValueError if it failed."""
+    """Runs the sampling verb; returns its command, less the path of Python. Raises UserError if it failed."""
     command = ["-m", "experiments.sample", *overrides]
     if subprocess.run([sys.executable, *command]).returncode:
-        raise ValueError(f"python {' '.join(command)} failed, for the reason above")
+        raise UserError(f"python {' '.join(command)} failed, for the reason above")
     return command
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from experiments.emoji.world import LAYOUTS, Object, Scene
+from experiments.files import UserError
 from experiments.metrics import Bench, Result
 from experiments.metrics.estimates import Bootstrap, Estimate, interval
 from experiments.pictures import save_png, to_image
@@ -66,11 +67,11 @@ class Motivation(SceneStudy):
         super().__post_init__()
         ClassifierFree(self.scale)
         if any(LAYOUTS[layout] != 2 for layout in self.layouts):
-            raise ValueError(f"layouts={self.layouts}: scenes must have two objects")
+            raise UserError(f"layouts={self.layouts}: scenes must have two objects")
         for name, least in (("steps", 1), ("finish", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
-                raise ValueError(f"{name}={value}: must be a whole number of at least {least}")
+                raise UserError(f"{name}={value}: must be a whole number of at least {least}")
 
     @torch.no_grad()
     def measure(self, model: LatentDiffusion, bench: Bench, folder: Path) -> Result:
@@ -133,7 +134,7 @@ def without(caption: str, thing: Object) -> str:
     for match in re.finditer(re.escape(thing.label), caption):
         if 1 + len(Tokenizer(pad_id=0).bpe.encode(caption[: match.end()])) == thing.tokens[1]:
             return " ".join((caption[: match.start()] + caption[match.end() :]).split())
-    raise ValueError(f"'{caption}' does not name its object '{thing.label}'")
+    raise UserError(f"'{caption}' does not name its object '{thing.label}'")
 
 
 def negative_texts(model: LatentDiffusion, noised: Noised) -> list[Condition]:

@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from experiments.attention.sheets import HEAT, NO_WORD, PALETTE, enlarge, join, legend, text_lines, tinted
 from experiments.emoji.world import EmojiScenes, Object, Scene, World, collate, load_atlas, settings_of
+from experiments.files import UserError
 from experiments.metrics import Bench
 from experiments.pictures import sheet
+from experiments.run import build
 from guidance import Branch, guided
 from ldm import LatentDiffusion
 from ldm.condition import Conditions, Span
@@ -66,19 +68,19 @@ class SceneStudy:
         for name, least in (("timestep", 0), ("count", 2), ("seed", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
-                raise ValueError(f"{name}={value}: must be a whole number of at least {least}")
+                raise UserError(f"{name}={value}: must be a whole number of at least {least}")
         known = self.world["layouts"]
         if not self.layouts or isinstance(self.layouts, str) or not set(self.layouts) <= set(known):
-            raise ValueError(f"layouts={self.layouts}: must be a list of some of {', '.join(known)}")
+            raise UserError(f"layouts={self.layouts}: must be a list of some of {', '.join(known)}")
 
     def batches(self, model: LatentDiffusion, bench: Bench) -> Iterator[Noised]:
-        """Yields the scenes in order. Raises ValueError for a timestep beyond the model's, and for missing icons."""
+        """Yields the scenes in order. Raises UserError for a timestep beyond the model's, and for missing icons."""
         schedule = Schedule.of(model.config.schedule)
         if self.timestep >= schedule.num_timesteps:
-            raise ValueError(f"timestep={self.timestep}: the model's are 0 to {schedule.num_timesteps - 1}")
+            raise UserError(f"timestep={self.timestep}: the model's are 0 to {schedule.num_timesteps - 1}")
         step = Step(0, 1, schedule.level(self.timestep), CLEAN)
         world = World(**settings_of(self.world))
-        shape = model.latent_shape(world.image_size, world.image_size)
+        shape = model.latent_shape(*build.size(model, world.image_size, world.image_size))
         atlas = load_atlas(world, Path(self.icons), Path(self.cache))
         drawn = EmojiScenes(world, atlas, "held_out", self.seed, layouts=tuple(self.layouts), tinted=self.tinted)
         for i in tqdm(range(0, self.count, bench.batch_size), desc=f"t={self.timestep}", leave=False):
@@ -101,9 +103,9 @@ class SceneStudy:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ValueError unless the value is one of the choices."""
+    """Raises UserError unless the value is one of the choices."""
     if value not in choices:
-        raise ValueError(f"{name}={value}: must be {' or '.join(choices)}")
+        raise UserError(f"{name}={value}: must be {' or '.join(choices)}")
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ class SegfreeExact(SceneStudy):
         self.form()
 
     def form(self) -> SegmentationFree:
-        """Raises ValueError for a wrong setting."""
+        """Raises UserError for a wrong setting."""
         return SegmentationFree(cfg_steps=0, sf_scale=self.sf_scale, argmax=self.argmax, candidates=self.candidates)
 
     @torch.no_grad()

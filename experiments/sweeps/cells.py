@@ -1,6 +1,5 @@
 """A cell of a sweep: what it draws, measures and stores; or, of a study, what it measures of the network itself."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,6 @@ from experiments.run import build, draw
 from experiments.run.logger import Logger
 from experiments.sweeps.entry import resolved
 from experiments.sweeps.progress import CellLogger
-from samplers import ImageNoise
 
 COLUMNS = 6  # steps on the sheets of a cell's attention
 Measured = tuple[dict[str, dict[str, Any]], dict[str, str]]  # results by the measures' names; why others are missing
@@ -49,7 +47,7 @@ def asked(cfg: DictConfig) -> DictConfig:
 def pictures(cfg: DictConfig, folder: Path) -> Measured:
     """Draws, measures and logs a cell of pictures. Nothing is measured before all shards are done."""
     job = draw.prepare(asked(cfg))
-    with CellLogger(logger_settings(cfg), resolved(cfg), folder, sum(map(len, job.batches))) as logger:
+    with CellLogger(logger_settings(cfg), resolved(cfg), folder, len(job.request.pictures)) as logger:
         if draw.draw(job, folder, logger) is None:
             return {}, {}
         if cfg.maps and not (folder / "semantics.png").exists():
@@ -107,15 +105,11 @@ def study(cfg: DictConfig, folder: Path) -> Measured:
 
 def draw_maps(job: draw.Job, folder: Path) -> None:
     """Draws maps.png and semantics.png of the run's first picture, from the same noise."""
-    prompt, seed = job.prompts[0], job.batches[0][0][1]
-    stages = [build.Stretch(prompt.text if s.prompt is None else s.prompt, s.steps) for s in job.stages]
-    attention.check_words(job.model, [str(stage.prompt) for stage in stages])
-    noise = ImageNoise([seed], job.model.latent_shape(*job.size), job.device)
-    x_T = noise()  # the image's first draw, also where a file replaces it
-    if job.noise is not None:
-        x_T = job.noise[:1].to(job.device)
-    picture, moments = attention.draw(job.model, Recorder(job.guidance), partial(job.sampler, noise=noise), x_T, prompt)
-    attention.save_sheets(picture, moments, stages, attention.title_of(stages, seed), COLUMNS, folder)
+    machine, first = job.machine, draw.batch_of(job, 0, 1)
+    stages = draw.in_words(job.stages, first.prompts[0])
+    attention.check_words(machine.model, [str(stage.prompt) for stage in stages])
+    picture, moments = attention.draw(machine, Recorder(machine.guidance), first)
+    attention.save_sheets(picture, moments, stages, attention.title_of(stages, first.seeds[0]), COLUMNS, folder)
 
 
 def bench_of(cfg: DictConfig) -> Bench:

@@ -18,6 +18,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from experiments.files import UserError
 from experiments.metrics.estimates import Estimate
 from experiments.sweeps.differences import Difference, Pairs, Pooled, difference, some
 from experiments.sweeps.folder import Axes, Cell, Sweep, is_number, with_planned
@@ -57,7 +58,7 @@ class Claim:
 
     def __post_init__(self) -> None:
         if self.expect not in SIGNS or not self.measure or not self.say:
-            raise ValueError(f"needs say, measure, and expect, one of {', '.join(SIGNS)}")
+            raise UserError(f"needs say, measure, and expect, one of {', '.join(SIGNS)}")
 
     @property
     def sign(self) -> int:
@@ -127,7 +128,7 @@ class OnCurve(Claim):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.at not in ("equal", "best"):
-            raise ValueError(f"at: {self.at}: must be equal or best")
+            raise UserError(f"at: {self.at}: must be equal or best")
 
     def verdict(self, sweep: Sweep) -> ClaimVerdict:
         axes = {*self.here, *self.curve, *self.free}
@@ -205,7 +206,7 @@ KINDS: dict[str, type[Claim]] = {"there": Versus, "than": Than, "curve": OnCurve
 
 
 def verdicts(sweep: Sweep) -> list[ClaimVerdict]:
-    """Raises ValueError for a claim that is not written as the module says."""
+    """Raises UserError for a claim that is not written as the module says."""
     sweep = with_planned(sweep)
     found = [claim.verdict(sweep) for record in sweep.claims for claim in claims_of(record, sweep)]
     corrected = holm([verdict.p for verdict in found])
@@ -223,14 +224,14 @@ def claims_of(record: dict[str, Any], sweep: Sweep) -> list[Claim]:
 
 
 def claim_of(record: dict[str, Any]) -> Claim:
-    """Returns a claim of the kind that its fields tell. Raises ValueError for one that is none."""
+    """Returns a claim of the kind that its fields tell. Raises UserError for one that is none."""
     kinds = [kind for key, kind in KINDS.items() if key in record]
     try:
         if len(kinds) > 1 or (not kinds and "here" in record):
-            raise ValueError(f"needs one of {', '.join(KINDS)}")
+            raise UserError(f"needs one of {', '.join(KINDS)}")
         return (kinds or [Claim])[0](**record)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"claim {record}: {str(error).replace('.__init__()', '')}") from error
+        raise UserError(f"claim {record}: {str(error).replace('.__init__()', '')}") from error
 
 
 def at_value(record: dict[str, Any], axis: str, value: Any) -> dict[str, Any]:

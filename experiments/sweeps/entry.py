@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import files
+from experiments.files import UserError
 from experiments.sweeps.folder import Axes, overrides
 
 MAY_DIFFER = (  # between the cells of a sweep; how each cell was measured is stored with it, see `provenance`
@@ -35,7 +36,7 @@ class Entry:
 
 
 def enter(cfg: DictConfig, hydra: HydraConf) -> Entry:
-    """Notes in sweep.json what all cells share. Raises ValueError, naming the difference, where they share another."""
+    """Notes in sweep.json what all cells share. Raises UserError, naming the difference, where they share another."""
     sweep, folder = folders(cfg, hydra)
     keys = swept(hydra.sweeper.get("params"), sweep / "multirun.yaml" if in_multirun(hydra) else None)
     choices = hydra.runtime.choices
@@ -47,7 +48,7 @@ def enter(cfg: DictConfig, hydra: HydraConf) -> Entry:
     with files.locked(sweep):
         file = sweep / "sweep.json"
         if file.exists() and (differs := files.difference(json.loads(file.read_text())["config"], shared)):
-            raise ValueError(f"{sweep} holds a sweep of another config ({differs}): choose another out=FOLDER")
+            raise UserError(f"{sweep} holds a sweep of another config ({differs}): choose another out=FOLDER")
         told = {key: resolved(cfg[key]) for key in ("name", "claim", "claims", "page")}
         told |= {"command": command(hydra), "commit": files.commit(), "config": shared}
         files.write(file, json.dumps(told, indent=1) + "\n")

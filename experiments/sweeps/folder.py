@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.files import read_lines
+from experiments.files import UserError, read_lines
 
 Axes = dict[str, Any]  # a key of the config -> a cell's value of it
 
@@ -78,9 +78,9 @@ class Sweep:
 
 
 def open_sweep(folder: Path) -> Sweep:
-    """Raises ValueError if there is none."""
+    """Raises UserError if there is none."""
     if not (folder / "sweep.json").is_file():
-        raise ValueError(f"sweep={folder}: no folder of a sweep of experiments.ablate (no sweep.json in it)")
+        raise UserError(f"sweep={folder}: no folder of a sweep of experiments.ablate (no sweep.json in it)")
     told = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     return Sweep(folder=folder, cells=tuple(sorted(cells(folder), key=by_numbers)), **told)
 

@@ -75,7 +75,7 @@ class NumberColumn:
 
 
 def write_page(sweep: Path, out: Path | None = None, pictures: int = 200) -> Path:
-    """Writes SWEEP/report.html or `out`, with at most so many pictures. Raises ValueError without a sweep."""
+    """Writes SWEEP/report.html or `out`, with at most so many pictures. Raises UserError without a sweep."""
     page = render(open_sweep(sweep), pictures)
     out = out or sweep / "report.html"
     files.write(out, page)

@@ -9,14 +9,14 @@ import torch
 from reference import tiny_model
 from tiny import TINY
 
-from experiments.benchmark import __main__, fresh, growth, sides
+from experiments.benchmark import __main__, fresh, growth, options, sides
 from experiments.benchmark.timing import Timing, interleaved, rounds
 
 
 @pytest.fixture
 def tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sides.SHAPES, "tiny", TINY)
-    monkeypatch.setitem(sides.SIZES, "tiny", ("tiny", 16))
+    monkeypatch.setitem(options.SIZES, "tiny", ("tiny", 16))
     monkeypatch.setitem(sides.DOWNSCALE, "tiny", 2)
 
 

@@ -192,7 +192,7 @@ def lines(cell: Path) -> list[dict]:
 
 
 def test_folder_of_a_sweep(whole: Path) -> None:
-    assert {p.name for p in whole.iterdir()} == {*CELLS, "sweep.json", "multirun.yaml", "report.html"}
+    assert {p.name for p in whole.iterdir()} == {*CELLS, ".lock", "sweep.json", "multirun.yaml", "report.html"}
     sweep = open_sweep(whole)
     assert [cell.name for cell in sweep.cells] == CELLS
     for cell in sweep.cells:
@@ -200,8 +200,9 @@ def test_folder_of_a_sweep(whole: Path) -> None:
         assert cell.error is None
         assert len(cell.records) == 24
         assert {p.name for p in cell.folder.iterdir()} == {
-            ".hydra", "cell.json", "grid.png", "images", "latents.safetensors", "metrics", "run.json", "samples.jsonl"
-        }  # fmt: skip
+            *(".hydra", ".lock", "cell.json", "grid.png", "images"),
+            *("latents.safetensors", "metrics", "run.json", "samples.jsonl"),
+        }
         assert cell.estimate("effective_scale")["value"] == pytest.approx(cell.axes["guidance.scale"], rel=1e-3)
     assert sweep.command.startswith("python -m experiments.ablate -m ")
     assert sweep.config["prompt"] == "a cat"

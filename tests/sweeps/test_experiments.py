@@ -51,7 +51,7 @@ def test_every_cell_composes(name: str, subject: str) -> None:
         assert cfg.claim
         if cfg.study is None:
             guidance = build.guidance(cfg.guidance)
-            build.stretches(guidance, Schedule().steps(cfg.sampler.steps))
+            build.stages(guidance, Schedule().steps(cfg.sampler.steps))
             drawn = OmegaConf.create({key: resolved(cfg.get(key)) for key in drawn_keys()})
             assert build.seeds(drawn)
             suite = resolved(cfg.suite)[subject]

@@ -1,0 +1,34 @@
+"""Hashes of what a config only names: prompts, noise and weights, which may change while their paths stay the same."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from experiments.files import sha256
+from experiments.run.prompts import Prompt
+from ldm import LatentDiffusion
+
+
+def contents(prompts: Sequence[Prompt], noise: Path | None, models: dict[str, LatentDiffusion]) -> dict[str, str]:
+    """Returns the hashes of a run's inputs, by what they are."""
+    found = {"prompts": hashlib.sha256(json.dumps([asdict(prompt) for prompt in prompts]).encode()).hexdigest()}
+    found |= {} if noise is None else {"noise": sha256(noise)}
+    return found | {f"weights of {name}": fingerprint(model) for name, model in models.items()}
+
+
+def fingerprint(model: LatentDiffusion) -> str:
+    """Returns a hash of a model's numbers: its config, and up to 64 values of each of its tensors.
+
+    It does not depend on the files that the model came from. Training moves every tensor, and so changes it.
+    """
+    digest = hashlib.sha256(repr(asdict(model.config)).encode())
+    for part in (model.unet, model.autoencoder, model.text_encoder):
+        for name, value in part.state_dict().items():
+            places = torch.linspace(0, value.numel() - 1, min(value.numel(), 64)).long().to(value.device)
+            some = value[torch.unravel_index(places, value.shape)] if value.ndim else value
+            digest.update(f"{name} {list(value.shape)} {value.dtype}".encode() + some.float().cpu().numpy().tobytes())
+    return digest.hexdigest()

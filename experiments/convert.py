@@ -13,8 +13,6 @@ from ldm.files.writing import atomically, write_file, write_folder
 
 def main(cfg: DictConfig) -> None:
     out = Path(cfg.out).expanduser()
-    if cfg.format not in ("diffusers", "compvis"):
-        raise UserError(f"format={cfg.format}: must be diffusers or compvis")
     if cfg.format == "compvis" and out.suffix != ".safetensors":
         raise UserError(f"out={out}: must end in .safetensors for format=compvis")
     if cfg.max_shard_mb is not None and not cfg.max_shard_mb > 0:

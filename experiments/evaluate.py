@@ -14,8 +14,6 @@ from experiments.run import build, cli
 def main(cfg: DictConfig) -> None:
     if not cfg.get("metrics"):
         raise UserError("metrics: at least one, as in metrics=[judge,clip_score]")
-    if type(cfg.batch_size) is not int or cfg.batch_size < 1:
-        raise UserError(f"batch_size={cfg.batch_size}: must be a whole number of at least 1")
     bench = Bench(build.device(cfg.device), cfg.batch_size, Bootstrap(**cfg.bootstrap))
     results = evaluate(Path(cfg.run), cfg.metrics, bench, None if cfg.against is None else Path(cfg.against))
     print(results_table(results))

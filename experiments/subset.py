@@ -36,8 +36,6 @@ def main(cfg: DictConfig) -> None:
         raise UserError(f"{len(prompts)} prompts: a curve needs at least {2 * SMALLEST}")
     if type(cfg.repeats) is not int or cfg.repeats < 1:
         raise UserError(f"repeats={cfg.repeats}: must be a whole number of at least 1")
-    if type(cfg.tolerance) not in (int, float) or not cfg.tolerance >= 0:
-        raise UserError(f"tolerance={cfg.tolerance}: must be a number of at least 0")
 
     embeddings = text_embeddings([str(prompt.text) for prompt in prompts], cfg)
     curve = distance_curve(embeddings, cfg.repeats, cfg.seed)

@@ -22,7 +22,7 @@ from experiments.attention.sheets import colours_of, frame
 from experiments.files import UserError
 from experiments.pictures import save_png, to_image
 from experiments.run import build, cli
-from experiments.run.draw import from_seeds, in_words
+from experiments.run.draw import from_seeds, with_own_prompt
 from experiments.run.memory import check_memory
 
 
@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> None:
     machine = build.machine(cfg)
     size = build.size(machine.model, cfg.height, cfg.width)
     check_memory(machine.model, size, 1)
-    stages = in_words(build.stages(machine.guidance, machine.steps), prompt)
+    stages = with_own_prompt(build.stages(machine.guidance, machine.steps), prompt)
     if any(stage.prompt is None for stage in stages):
         raise UserError("nothing to draw: give prompt='...'")
     check_words(machine.model, [str(stage.prompt) for stage in stages])

@@ -20,10 +20,6 @@ def main(cfg: DictConfig) -> None:
     out = Path(cfg.out)
     if out.exists() and any(out.iterdir()):
         raise UserError(f"out={out}: is there already, and not empty")
-    if cfg.split not in ("train", "held_out"):
-        raise UserError(f"split={cfg.split}: must be train or held_out")
-    if type(cfg.count) is not int or cfg.count < 1:
-        raise UserError(f"count={cfg.count}: must be a whole number of at least 1")
     world = World(**settings_of(cfg.world))
     concepts = list(world.concepts) if cfg.concepts == "all" else list(cfg.concepts or [])
     if unknown := [concept for concept in concepts if concept not in world.concepts]:

@@ -73,7 +73,7 @@ class EffectiveScale:
         check_stored(run.config, run.folder / "run.json", self.packages)
         again = {**run.config, "device": str(bench.device), "logger": {"name": "none"}, "shard": "0/1"}
         job = draw.prepare(OmegaConf.create(again))
-        count, size = min(self.pictures, len(job.request.pictures)), job.request.batch_size
+        count, size = min(self.pictures, len(job.request.pictures)), job.request.together
         seen = [projections(job, i, min(size, count - i)) for i in range(0, count, size)]
         scale, cosine = (torch.cat([batch[key] for batch in seen], dim=1) for key in ("scale", "cosine"))  # [S, N]
         captions = run.captions[:count]

@@ -78,7 +78,7 @@ def measure(name: str, metric: Metric, run: FinishedRun, other: FinishedRun | No
             versus = compare_runs(run, result, other, metric.measure(other, bench), bench.bootstrap)
     except Unmeasurable as error:
         raise Unmeasurable(f"{name}: {error}") from error
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{name}: {error}") from error
     found = described(result) | {"against": as_json(versus)} | basis(metric, run, bench)
     return found | {"warnings": [*run.pictures.warnings, *result.warnings]}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments.files import UserError, as_user_error
@@ -45,12 +45,14 @@ class Request:
     noise          a file with the first draws of all pictures, in the place of their seeds'
     shard          (i, n): this process makes every n-th batch, from the i-th on. The batches are the same whatever the
                    shards, and so the pictures
+    max_batch      rows of one forward of a network at most, and so pictures that are drawn at once; None: no limit
     deterministic  pictures are drawn one by one, although a batch is stored together
     """
 
     prompts: list[Prompt]
     pictures: list[Picture]
     batch_size: int
+    max_batch: int | None
     height: int | None
     width: int | None
     noise: Path | None
@@ -71,7 +73,7 @@ class Request:
     @property
     def together(self) -> int:
         """How many pictures are drawn at once, at most."""
-        return 1 if self.deterministic else min(self.batch_size, len(self.pictures))
+        return 1 if self.deterministic else min(self.batch_size, len(self.pictures), self.max_batch or self.batch_size)
 
     @property
     def columns(self) -> int | None:
@@ -89,6 +91,7 @@ def request(cfg: DictConfig) -> Request:
         prompts=wanted,
         pictures=[(p, seed) for p, some in enumerate(own) for seed in some],
         batch_size=cfg.batch_size,
+        max_batch=cfg.max_batch,
         height=cfg.height,
         width=cfg.width,
         noise=None if cfg.noise is None else Path(str(cfg.noise)),
@@ -110,7 +113,7 @@ def prompts(cfg: DictConfig) -> list[Prompt]:
 
 def seeds(cfg: DictConfig) -> list[int]:
     """Returns the seeds of every prompt that brings none. Raises UserError for repeated ones."""
-    wanted = list(cfg.seeds) if isinstance(cfg.seeds, list | ListConfig) else [cfg.seeds]
+    wanted = list(cfg.seeds or []) if not isinstance(cfg.seeds, int) else [cfg.seeds]
     if len(set(wanted)) < len(wanted) or not wanted:
         raise UserError(f"seeds={wanted}: at least one, and none of them twice")
     return wanted

@@ -179,13 +179,18 @@ def draw(job: Job, folder: Path, logger: Logger) -> list[Record] | None:
                 bar.update(loops[b] * len(machine.steps))
                 continue
             start = time.perf_counter()
-            drawn = draw_together(job, b, bar.update)
+            try:
+                drawn = draw_together(job, b, bar.update)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    "the GPU is out of memory: use a smaller batch_size, max_batch, height or width"
+                ) from error
             if request.save_latents:
                 run.add_latents(b, drawn.x_T, drawn.x_0)
             took = (time.perf_counter() - start) / len(pictures)
             for (p, seed), image in zip(pictures, drawn.images, strict=True):
                 prompt = request.prompts[p]
-                record = {"prompt_index": p, **shown(prompt, job.stages), "seed": seed}
+                record = {"prompt_index": p, **prompt_record(prompt, job.stages), "seed": seed}
                 record |= {"evaluations": drawn.evaluations, "seconds": round(took, 4)}
                 record |= {"cut": cut[p]} if p in cut else {}
                 run.add(image, determined_by(job, prompt, seed), record)
@@ -217,16 +222,16 @@ def mean_of(records: Sequence[Record], key: str) -> float:
     return sum(record[key] for record in records) / len(records)
 
 
-def shown(prompt: Prompt, stages: Sequence[Stage]) -> Record:
+def prompt_record(prompt: Prompt, stages: Sequence[Stage]) -> Record:
     """What a picture is to show, as its record says it: its prompt, and its stages if they have their own."""
     record: Record = {} if prompt.text is None else {"prompt": prompt.text}
     if any(stage.prompt is not None for stage in stages):
-        record["stages"] = [{"prompt": stage.prompt, "steps": stage.steps} for stage in in_words(stages, prompt)]
+        record["stages"] = [{"prompt": stage.prompt, "steps": stage.steps} for stage in with_own_prompt(stages, prompt)]
     record["negative_prompt"] = prompt.negative
     return record | ({"objects": list(prompt.objects)} if prompt.objects else {})
 
 
-def in_words(stages: Sequence[Stage], prompt: Prompt) -> list[Stage]:
+def with_own_prompt(stages: Sequence[Stage], prompt: Prompt) -> list[Stage]:
     """The stages with the picture's own prompt where they leave it to the picture."""
     return [replace(stage, prompt=prompt.text) if stage.prompt is None else stage for stage in stages]
 

@@ -72,7 +72,7 @@ SETTINGS = {
     "prompt": WORDS | NULL,
     "negative_prompt": TEXT,
     "n": COUNT,  # before seeds, which are counted by it
-    "seeds": several(SEED) | SEED,
+    "seeds": several(SEED) | SEED | NULL,
     "seed": SEED,
     "height": COUNT | NULL,
     "width": COUNT | NULL,
@@ -145,7 +145,7 @@ SETTINGS = {
     "candidates": one_of("words", "all_but_bos"),
     "columns": COUNT,
     # subsets of prompts
-    "repeats": COUNT,
+    "repeats": whole(0),
     "tolerance": number(0),
     "score": WORDS,
     "percentiles": LIST,

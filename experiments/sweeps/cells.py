@@ -106,7 +106,7 @@ def study(cfg: DictConfig, folder: Path) -> Measured:
 def draw_maps(job: draw.Job, folder: Path) -> None:
     """Draws maps.png and semantics.png of the run's first picture, from the same noise."""
     machine, first = job.machine, draw.batch_of(job, 0, 1)
-    stages = draw.in_words(job.stages, first.prompts[0])
+    stages = draw.with_own_prompt(job.stages, first.prompts[0])
     attention.check_words(machine.model, [str(stage.prompt) for stage in stages])
     picture, moments = attention.draw(machine, Recorder(machine.guidance), first)
     attention.save_sheets(picture, moments, stages, attention.title_of(stages, first.seeds[0]), COLUMNS, folder)

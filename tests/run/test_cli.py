@@ -115,7 +115,7 @@ WRONG_SETTINGS = [
     (["negative_prompt=null"], "negative_prompt=null: must be text"),
     (["seeds=abc"], "seeds=abc: must be a list"),
     (["seeds=1.5"], "seeds=1.5: must be a list"),
-    (["seeds=null"], "seeds=null: must be a list"),
+    (["seeds=null"], "seeds=[]: at least one"),
     (["seeds=true"], "seeds=true: must be a list"),
     (["seeds=[1,a]"], "seeds=[1, 'a']: must be a list"),
     (["seeds=[-1]"], "seeds=[-1]: must be a list"),

@@ -109,8 +109,9 @@ def care(answers: Sequence[Answer], analysis: Analysis, options: Options, rules:
     main, gold = narrowed(answers, {}), [answer for answer in answers if answer.role == "gold"]
     rows: list[Row] = []
     for question, given in by_question(main, options).items():
-        name = f"Krippendorff's alpha, {analysis.scale}"
-        rows.append((titled(name, question, options), (agreement(given, analysis.scale),)))
+        if len({answer.item for answer in given}) > 1:
+            name = titled(f"Krippendorff's alpha, {analysis.scale}", question, options)
+            rows.append((name, (agreement(given, analysis.scale),)))
     rows += repeats(answers, analysis.scale)
     same = [answer for answer in answers if answer.role == "same"]
     if same and analysis.scale == "ordinal":

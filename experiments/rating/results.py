@@ -81,7 +81,7 @@ def render(study: Study, name: str, pictures: Path, found: Analysed, labels: Lab
         found=found,
         measure=study.asks.analysis.measure,
         left_out=[rater for rater in found.raters if rater.left_out],
-        disputes=[dispute(one, study, pictures, labels) for one in found.disputed],
+        disputes=[dispute(one, study, pictures, labels) for one in found.disputed] if study.asks.pictures else [],
     )
 
 

@@ -79,7 +79,7 @@ def net(title: str, answers: Sequence[Answer], labels: tuple[str, str]) -> Table
         f"Who was preferred, however strongly. Net is the share that prefers {first} less the share that prefers "
         f"{second}: once with the two-way interval, which counts, and once with the pigeonhole bootstrap's, which is "
         f"cautious. Of {len(prompts)} prompts most raters prefer {first} at {won} and {second} at {lost} "
-        f"(sign test, p = {sign_test(won, lost):.2g})."
+        f"(sign test, p = {sign_test(won, lost):.2g}, which answers for other prompts but not for other raters)."
     )
     columns = (f"{first} better", NEITHER, f"{second} better", "net", "net, pigeonhole")
     rows = tuple((name, cells(some)) for name, some in parts(answers))

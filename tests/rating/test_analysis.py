@@ -131,14 +131,14 @@ def test_multistage_s_grades_are_as_published() -> None:
 
 
 def test_the_main_interval_is_wrong_as_often_as_it_says() -> None:
-    """500 studies each; the bounds are those of 5 % and of 95 %, give or take two standard deviations."""
+    """500 studies each; the bounds are 5 % and 95 %, give or take three standard deviations of their rates."""
     design = Design(50, 20, 5)
     without = {name: ALARMS[name] for name in ("two-way", "sign test, answers")}
     alarms = rates(without, simulated(design, 0.345, 0.345, 500))
-    assert 0.03 <= alarms["two-way"] <= 0.07
+    assert 0.02 <= alarms["two-way"] <= 0.08
     assert alarms["sign test, answers"] > 0.1  # which takes answers for independent
     planted = {name: COVERED[name] for name in ("net, two-way", "share of wins")}
-    assert all(0.93 <= rate <= 0.97 for rate in rates(planted, simulated(design, 0.6, 0.19, 500)).values())
+    assert all(0.92 <= rate <= 0.98 for rate in rates(planted, simulated(design, 0.6, 0.19, 500)).values())
 
 
 def test_raters_who_fail_or_hurry_are_left_out_and_shown_beside() -> None:

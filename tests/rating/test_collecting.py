@@ -430,6 +430,7 @@ def test_the_verb_from_links_to_withdrawal(
     store.close()
     gone = raters("action=withdraw", where, "slots=[2]")
     assert "answers are deleted" in gone.out, gone.err
+    assert not list(folder.glob("analysis.*"))
     assert (folder / "answers.jsonl").read_text() == "".join(
         line for line in before.splitlines(keepends=True) if '"slot": 1,' in line
     )

@@ -208,6 +208,14 @@ def test_claims_are_adjusted_for_each_other_and_narrowed() -> None:
     assert (verdicts[2].found, verdicts[2].verdict) == (None, UNTOLD)
 
 
+@pytest.mark.parametrize(("raters", "verdict"), [(3, UNTOLD), (5, UNTOLD), (6, HOLDS)])
+def test_a_few_raters_of_one_mind_show_nothing(raters: int, verdict: str) -> None:
+    answers = preferences({2: 10 * raters}, raters)
+    claims = [{"say": "preferred", "higher": "first", "lower": "second"}]
+    (found,) = analysed(answers, COMPARED, PAIR, OPTIONS, RULES, claims).kept.verdicts
+    assert (found.p, found.verdict) == (2 / 2**raters, verdict)
+
+
 def test_bands_and_groups_have_rows_of_their_own_and_of_both() -> None:
     answers = marked(preferences({1: 100, -1: 80}, raters=9))
     shares = analysed(answers, COMPARED, PAIR, OPTIONS, RULES, []).kept.tables[0]

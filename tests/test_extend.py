@@ -1,18 +1,25 @@
-"""A guidance and a sampler of one's own: one class or function, one yaml, and no other file touched."""
+"""Parts of one's own: guidance, sampler, metric, study, suite, network. One class, one yaml, no other file touched."""
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import toys
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import Outcome, tiny_model
 from torch import Tensor
 
+from experiments.metrics import Bench, Result
+from experiments.metrics.estimates import Estimate
+from experiments.metrics.folders import FinishedRun, read, to_tensor
 from guidance import Branch, ClassifierFree, Guidance, Interval, Rescale, guided
-from ldm.condition import Conditions
+from ldm import LatentDiffusion
+from ldm.condition import Condition, Conditions
 from samplers import ImageNoise, KeyedNoise, Schedule, Step, as_x_0, ddim
 from samplers.predict import Denoise
 from samplers.schedule import Noise
@@ -111,3 +118,82 @@ def test_every_toy_guidance_by_its_config_alone(sample: Callable[..., Tensor]) -
     drawn = sample("sampler.steps=3", *wrapped, "guidance.start=0", "guidance.inner.inner._target_=toys.SelfAttention")
     expected = by_hand(Interval(Rescale(toys.SelfAttention()), 0.0, 0.8))
     assert (drawn - expected).norm() < 1e-4 * expected.norm()
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """A metric: the mean of a picture's pixels, in 0..1."""
+
+    channel: int | None = None
+
+    def measure(self, run: FinishedRun, bench: Bench) -> Result:
+        pixels = [to_tensor(read(path)).float() / 255 for path in run.pictures.files]
+        scores = [(image if self.channel is None else image[self.channel]).mean().item() for image in pixels]
+        per_image = [{"file": r["file"], "value": s} for r, s in zip(run.records, scores, strict=True)]
+        return Result(bench.bootstrap.mean(scores, run.captions), per_image=per_image)
+
+
+@dataclass(frozen=True)
+class TextEnergy:
+    """A study: the mean square of what the network is told of a prompt."""
+
+    prompt: str
+
+    def measure(self, model: LatentDiffusion, bench: Bench, folder: Path) -> Result:
+        tokens = model.condition([self.prompt]).tokens
+        assert tokens is not None
+        return Result(Estimate(tokens.square().mean().item(), None, None, 1))
+
+
+def own(folder: Path, group: str, name: str, text: str) -> str:
+    """Writes a yaml of one's own; returns the override by which Hydra finds it."""
+    path = folder / "conf" / group / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return f"hydra.searchpath=[file://{folder / 'conf'}]"
+
+
+def test_own_suite_and_metric(cli: Callable[..., Outcome], tiny_folder: Path, tmp_path: Path) -> None:
+    search = own(tmp_path, "prompts", "birds", "lines: [a wren, a heron]\n")
+    own(tmp_path, "metrics", "brightness", "brightness:\n  _target_: test_extend.Brightness\n  channel: null\n")
+    model = ["model=file", f"model.path={tiny_folder}", "sampler.steps=1"]
+    outcome = cli("sample", search, "prompts=birds", *model, f"hydra.run.dir={tmp_path / 'run'}")
+    assert outcome.status == 0, outcome.err
+    measured = cli(
+        "evaluate", search, f"run={tmp_path / 'run'}", "metrics=[brightness]", "metrics.brightness.channel=1"
+    )
+    assert measured.status == 0, measured.err
+    records = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert [record["prompt"] for record in records] == ["a wren", "a heron"]
+    greens = [np.asarray(Image.open(tmp_path / "run" / record["file"]))[..., 1].mean() / 255 for record in records]
+    found = json.loads((tmp_path / "run" / "metrics" / "brightness.json").read_text())
+    assert found["value"] == pytest.approx(np.mean(greens), abs=1e-6)
+    assert [score["value"] for score in found["per_image"]] == pytest.approx(greens, abs=1e-6)
+
+
+def test_own_study(cli: Callable[..., Outcome], tiny_folder: Path, tmp_path: Path) -> None:
+    experiment = "name: energy\nstudy:\n  _target_: test_extend.TextEnergy\n  prompt: a wren\n"
+    search = own(tmp_path, "experiment", "energy", f"# @package _global_\n{experiment}")
+    asked = ["experiment=energy", "model=file", f"model.path={tiny_folder}", f"hydra.run.dir={tmp_path / 'cell'}"]
+    outcome = cli("ablate", search, *asked)
+    assert outcome.status == 0, outcome.err
+    expected = tiny_model().condition(["a wren"]).tokens.square().mean().item()
+    (file,) = tmp_path.rglob("energy.json")
+    assert json.loads(file.read_text())["value"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_own_network() -> None:
+    """A network that knows the data, a standard normal, is sampled as the U-Net is: x_t stays what it was."""
+
+    def network(x_t: Tensor, t: float, condition: Condition, edits: Sequence[object]) -> Tensor:
+        """v of standard normal data, whose x_0 given x_t is signal x_t: v = signal eps - noise x_0 is 0."""
+        return torch.zeros_like(x_t)
+
+    conditions = Conditions(Condition(), Condition(), lambda prompt: Condition())
+    x_T = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    denoise = guided(as_x_0(network, "v"), ClassifierFree(4), conditions)
+    *_, (_, x_t, _) = ddim(denoise, x_T, Schedule().steps(10, final="clean"))
+    y = x_T  # the probability-flow ODE step by step, in the angles of signal and noise
+    for step in Schedule().steps(10, final="clean"):
+        y = (step.to.signal * step.now.signal + step.to.noise * step.now.noise) * y
+    torch.testing.assert_close(x_t, y)

@@ -4,6 +4,7 @@ Imports nothing heavy, composes nothing, and so needs no mandatory group: the ya
 """
 
 import ast
+import os
 import shutil
 import sys
 import textwrap
@@ -44,7 +45,10 @@ def answer(module: str, arguments: Sequence[str]) -> None:
     """Prints the help of a verb, named by its module, and exits; does nothing if the module is no verb of Hydra's."""
     name = module.removeprefix("experiments.")
     if (CONF / f"{name.rpartition('.')[2]}.yaml").is_file() and source_of(name).is_file():
-        print(page(name, arguments))
+        try:
+            print(page(name, arguments), flush=True)
+        except BrokenPipeError:  # of `--help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit()
 
 

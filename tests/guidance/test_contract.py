@@ -300,6 +300,8 @@ def test_a_second_round_is_asked_of_the_stage_that_rules() -> None:
     x_0 = {"cond": torch.zeros(2, *SHAPE)}
     assert more(stages, CONDITIONS, x_0, NOISE, FOUR[1])["blurred 1"].condition is PROMPTS["a dragon"]
     assert more(stages, CONDITIONS, x_0, NOISE, FOUR[2]) == {}
+    within = Interval(SelfAttention(), 0.25, 0.75)
+    assert [len(more(within, CONDITIONS, x_0, NOISE, step)) for step in FOUR] == [0, 1, 1, 0]
 
 
 # --- who looks --------------------------------------------------------------------------------------------------------

@@ -195,11 +195,11 @@ def test_fast_layers_are_torch_s() -> None:
 
 
 def test_settings_of_a_convolution_are_torch_s() -> None:
-    """On grids so small that ours might take its own way."""
+    """On a grid so small that ours would take its own way."""
     for given in (
         {"dilation": 2, "padding": 2},
         {"padding_mode": "circular", "padding": 1},
-        {"groups": 4, "padding": 1},
+        {"groups": 2, "padding": 1},
         {"kernel_size": (1, 3), "padding": (0, 1)},
         {"kernel_size": (3, 1), "padding": (1, 0), "stride": (1, 2)},
         {"padding": "same"},
@@ -208,7 +208,7 @@ def test_settings_of_a_convolution_are_torch_s() -> None:
         ours = randomize(layers.Conv2d(32, 64, kernel, **given))
         plain = nn.Conv2d(32, 64, kernel, **given)
         plain.load_state_dict(ours.state_dict())
-        x = noise(1, 32, 4, 5)
+        x = noise(1, 32, 2, 3)
         assert ours(x).shape == plain(x).shape and relative(ours(x), plain(x)) < 1e-6, given
 
 
@@ -406,13 +406,14 @@ def test_attention_is_its_formula_and_fused_where_nothing_changes_it(monkeypatch
     for edits, factor, rows in [
         ((), 1, [6]),
         ([(), (elsewhere,)], 1, [6]),
-        ([(look,), (elsewhere,)], 1, [3, 3]),
+        ([(look,), (elsewhere,)], 1, [6]),
         ([(), (same,)], 1, [3]),
         ([(same,), (look, same)], 1, []),
         ([(in_place,)], 2, []),
         ([(in_place, elsewhere, in_place, look)], 4, []),
         ([(look, in_place)], 2, []),
-        ([(look,), (), (look, elsewhere)], 1, [2, 2, 2]),
+        ([(look,), (), (look, elsewhere)], 1, [6]),
+        ([(look,), (same,), ()], 1, [2, 2]),
     ]:
         fused_rows.clear()
         seen.clear()

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from experiments.files import sha256
 from experiments.run.prompts import Prompt
@@ -27,8 +28,14 @@ def fingerprint(model: LatentDiffusion) -> str:
     """
     digest = hashlib.sha256(repr(asdict(model.config)).encode())
     for part in (model.unet, model.autoencoder, model.text_encoder):
-        for name, value in part.state_dict().items():
-            places = torch.linspace(0, value.numel() - 1, min(value.numel(), 64)).long().to(value.device)
-            some = value[torch.unravel_index(places, value.shape)] if value.ndim else value
-            digest.update(f"{name} {list(value.shape)} {value.dtype}".encode() + some.float().cpu().numpy().tobytes())
+        tensors = part.state_dict()
+        digest.update(repr([(name, tuple(value.shape), value.dtype) for name, value in tensors.items()]).encode())
+        digest.update(torch.cat([some_of(value).float() for value in tensors.values()]).cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def some_of(value: Tensor) -> Tensor:
+    """At most 64 values of a tensor, evenly spread along its first axis."""
+    while value.ndim > 1:
+        value = value.select(-1, 0)
+    return value.reshape(-1)[:: -(-value.numel() // 64)]

@@ -11,12 +11,12 @@ from ldm.config import ModelConfig
 
 
 def check_memory(model: LatentDiffusion, size: tuple[int, int], together: int) -> None:
-    """Raises UserError for pictures that cannot fit in memory, by far: their largest feature maps alone exceed it."""
+    """Raises UserError for pictures that cannot fit in memory: their largest feature maps alone exceed it."""
     need = largest_maps(model.config, size, together) * model.dtype.itemsize
     have = memory(model.device)
     if need > have:
         raise UserError(
-            f"height={size[0]} width={size[1]}: {together} of them at once would take about {need / 1e9:,.0f} GB of "
+            f"height={size[0]} width={size[1]}: drawing {together} at once would take about {need / 1e9:,.0f} GB of "
             f"memory, and there are {have / 1e9:.0f} GB: choose a smaller size or batch_size"
         )
 

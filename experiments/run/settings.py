@@ -86,7 +86,7 @@ SETTINGS = {
     "dtype": DTYPE,
     "compile": FLAG,
     "deterministic": FLAG,
-    "networks": GROUP,
+    "networks": GROUP | NULL,
     # the model, the sampler and the logger
     "model.name": WORDS,
     "model.path": WORDS,

@@ -33,7 +33,7 @@ ROWS = {
 
 
 def main(cfg: DictConfig) -> None:
-    start, out, seeds = time.perf_counter(), Path(cfg.out), list(range(cfg.seeds))
+    start, out, seeds = time.perf_counter(), Path(cfg.out), list(range(cfg.n))
     rows, commands = [], []
     for n, (label, overrides) in enumerate(ROWS.items()):
         run = out / f"{n}_{label.split(':')[0]}"

@@ -22,7 +22,7 @@ Rows = list[list[Image.Image]]
 
 
 def main(cfg: DictConfig) -> None:
-    out, seeds = Path(cfg.out), list(range(cfg.seeds))
+    out, seeds = Path(cfg.out), list(range(cfg.n))
     for name, draw in {"scales": scales, "multistage": multistage, "two_colours": two_colours}.items():
         save_png(draw(out, seeds), out / f"{name}.png")
     print(f"three sheets: {out}/scales.png, multistage.png, two_colours.png")

@@ -76,7 +76,7 @@ def test_suite_is_text(name: str) -> None:
 def test_no_config_inherits_another() -> None:
     """A defaults list names groups to hold, and never a sibling in its own group to start from.
 
-    Experiments and studies with raters start from the verb's config, and launchers from the plugin's that they set up.
+    Experiments and the papers' studies start from the verb's config, and launchers from the plugin's that they set up.
     """
     for path in Path(CONF).rglob("*.yaml"):
         if path.parent == CONF or path.parent.name in ("experiment", "raters", "launcher"):

@@ -4,11 +4,13 @@ Imports nothing heavy, composes nothing, and so needs no mandatory group: the ya
 """
 
 import ast
+import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,10 @@ def answer(module: str, arguments: Sequence[str]) -> None:
     """Prints the help of a verb, named by its module, and exits; does nothing if the module is no verb of Hydra's."""
     name = module.removeprefix("experiments.")
     if (CONF / f"{name.rpartition('.')[2]}.yaml").is_file() and source_of(name).is_file():
-        print(page(name, arguments))
+        try:
+            print(page(name, arguments), flush=True)
+        except BrokenPipeError:  # of `--help | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit()
 
 
@@ -57,7 +62,7 @@ def page(verb: str, arguments: Sequence[str] = ()) -> str:
     about = ast.get_docstring(ast.parse(source_of(verb).read_text(encoding="utf-8"))) or ""
     chosen = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
     blocks = [
-        about,
+        "\n".join([about, *header(config)[1:]]),
         f"Usage: python -m experiments.{verb} [-m] [SETTING=VALUE ...] [GROUP=CHOICE ...]",
         "\n".join(["Settings, with their defaults:", *map(line, settings(config))]),
     ]
@@ -65,6 +70,12 @@ def page(verb: str, arguments: Sequence[str] = ()) -> str:
         head = "Groups, each with the settings of its choice (--help GROUP=CHOICE shows another's):"
         blocks.append("\n".join([head, *(row for group, choice in groups for row in described(group, choice, chosen))]))
     return "\n\n".join([*blocks, HYDRA])
+
+
+def header(path: Path) -> list[str]:
+    """The comment with which a yaml file begins; its first line says the same as the verb's docstring."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.removeprefix("#").removeprefix(" ") for line in takewhile(lambda line: line.startswith("#"), lines)]
 
 
 def described(group: str, choice: Any, chosen: dict[str, str]) -> Iterator[str]:

@@ -89,13 +89,18 @@ def render(study: Study, name: str, pictures: Path, found: Analysed, labels: Lab
 def number(value: float, unit: str) -> str:
     """Returns a value as the page writes it."""
     text = f"{value:.2f}" if unit == "number" else f"{100 * value:.1f}{PERCENT}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return typeset(text)
 
 
 def mark(value: float, unit: str) -> str:
     """Returns a value as an axis writes it."""
     text = f"{value:.1f}" if unit == "number" else f"{100 * value:.0f}{PERCENT}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return typeset(text)
+
+
+def typeset(number: str) -> str:
+    """Returns it with a minus, and zero without."""
+    return number.replace("-", "\N{MINUS SIGN}" if any(digit in number for digit in "123456789") else "")
 
 
 def cell(e: Estimate, unit: str) -> str:

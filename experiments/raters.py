@@ -84,6 +84,9 @@ def withdraw(cfg: DictConfig) -> None:
     print(f"{store.withdraw(cfg.slots)} answers are deleted")
     if (home(cfg) / "answers.jsonl").exists():
         print(f"made anew: {exporting.export(store, home(cfg))}")
+    for path in sorted(home(cfg).glob("analysis.*")):
+        path.unlink()
+        print(f"deleted, as it tells of them: {path}; action=analyse makes it anew")
 
 
 def simulate(cfg: DictConfig) -> None:

@@ -11,18 +11,18 @@ Metric = Callable[[np.ndarray], np.ndarray]  # of the counts of V sorted values,
 
 
 def ordinal(counts: np.ndarray) -> np.ndarray:
-    """The square of how many values lie between two, each of the two counted by half (Krippendorff 2011)."""
+    """Returns the square of how many values lie between two, each of the two counted by half (Krippendorff 2011)."""
     middles = np.cumsum(counts) - counts / 2
     return (middles[:, None] - middles) ** 2
 
 
 def nominal(counts: np.ndarray) -> np.ndarray:
-    """One for values that differ."""
+    """Returns 1 for values that differ."""
     return 1.0 - np.eye(len(counts))
 
 
 def alpha(values: Values, units: Sequence[Hashable], metric: Metric = ordinal, resamples: int = 500) -> Estimate | None:
-    """Krippendorff's alpha of what several raters said of the same units: 1 agreement, 0 what chance would give.
+    """Returns Krippendorff's alpha of what several raters said of the same units: 1 is agreement, 0 is chance.
 
     values, units: [N], one of each per answer; who gave it does not matter. The interval is the bootstrap's over units.
     None if no unit has two answers, or all answers are alike.
@@ -46,7 +46,7 @@ def alpha(values: Values, units: Sequence[Hashable], metric: Metric = ordinal, r
 
 
 def alpha_of(coincidences: np.ndarray, metric: Metric) -> float | None:
-    """Alpha of a matrix of coincidences [V, V]; None where only one value occurs."""
+    """Returns alpha of a matrix of coincidences [V, V]; None where only one value occurs."""
     counts = coincidences.sum(axis=0)
     far = metric(counts)
     expected = counts @ far @ counts / (counts.sum() - 1)
@@ -54,7 +54,7 @@ def alpha_of(coincidences: np.ndarray, metric: Metric) -> float | None:
 
 
 def kappa(first: Values, second: Values, weighted: bool = True) -> float | None:
-    """Cohen's kappa of two answers to each of some items; weighted, by the square of their difference (Cohen 1968).
+    """Returns Cohen's kappa of two answers to each of some items; weighted by their squared difference (Cohen 1968).
 
     None where chance alone would give full agreement.
     """

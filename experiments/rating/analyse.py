@@ -37,7 +37,7 @@ def analyse(folder: Path, answers_file: Path, out: Path) -> Path:
 
 
 def read_labels(path: Path) -> dict[str, str]:
-    """What the methods are called. Raises UserError without the key."""
+    """Returns what the methods are called. Raises UserError without the key."""
     if not path.is_file():
         raise UserError(f"{path} is missing: it alone says which method is which")
     labels: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["labels"]
@@ -45,7 +45,7 @@ def read_labels(path: Path) -> dict[str, str]:
 
 
 def as_csv(found: Analysed) -> str:
-    """A line for each estimate, of the raters that are kept and of everybody."""
+    """Returns a line for each estimate, of the raters that are kept and of everybody."""
     file = io.StringIO()
     lines = csv.writer(file, lineterminator="\n")
     lines.writerow(["raters", "table", "row", "column", "value", "low", "high", "count"])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from experiments.files import UserError
-from experiments.metrics.estimates import Clustered, Estimate, numbered
+from experiments.metrics.estimates import Clustered, Estimate, numbered, sign_test
 from experiments.rating.agreement import alpha, kappa, nominal, ordinal
 from experiments.rating.answers import Answer, Rater, clusters, narrowed, raters
 from experiments.rating.statistics import holm, share
@@ -66,7 +66,7 @@ def analysed(
     claims: Sequence[dict[str, Any]],
     most_disputed: int = 12,
 ) -> Analysed:
-    """Raises UserError if no rater is kept, or none has answered."""
+    """Analyses all of it. Raises UserError if no rater is kept, or none has answered."""
     known = raters(answers, rules)
     left_out = {rater.slot for rater in known if rater.left_out}
     kept = [answer for answer in answers if answer.slot not in left_out]
@@ -91,12 +91,22 @@ def analysed(
 def verdicts(
     answers: Sequence[Answer], analysis: Analysis, labels: Labels, claims: Sequence[dict[str, Any]]
 ) -> list[Verdict]:
-    """What becomes of the claims, at 5 % for all together."""
+    """Returns what becomes of the claims, at 5 % for all together."""
     found = [analysis.claimed(narrowed(answers, claim), claim, labels) for claim in claims]
-    ps = [None if one is None else one.p() for one in found]
+    ps = [None if one is None else chance(one) for one in found]
     adjusted = iter(holm([p for p in ps if p is not None]))
     holms = [None if p is None else next(adjusted) for p in ps]
     return [Verdict(claim["say"], one, p, judged(one, p)) for claim, one, p in zip(claims, found, holms, strict=True)]
+
+
+def chance(found: Clustered) -> float | None:
+    """Returns the two-sided p by which a claim is judged.
+
+    Answers that are all alike have no variance, from which it would follow that nothing was left to chance: there it is
+    the sign test's, of as many as there are prompts or raters, whichever are fewer.
+    """
+    alike = found.error is not None and found.error < 1e-12 < abs(found.value)
+    return sign_test(found.freedom + 1, 0) if alike else found.p()
 
 
 def judged(found: Clustered | None, p: float | None) -> str:
@@ -106,12 +116,13 @@ def judged(found: Clustered | None, p: float | None) -> str:
 
 
 def care(answers: Sequence[Answer], analysis: Analysis, options: Options, rules: dict[str, Any]) -> Table:
-    """How carefully was answered, and how alike."""
+    """Returns how carefully was answered, and how alike."""
     main, gold = narrowed(answers, {}), [answer for answer in answers if answer.role == "gold"]
     rows: list[Row] = []
     for question, given in by_question(main, options).items():
-        name = f"Krippendorff's alpha, {analysis.scale}"
-        rows.append((titled(name, question, options), (agreement(given, analysis.scale),)))
+        if len({answer.item for answer in given}) > 1:
+            name = titled(f"Krippendorff's alpha, {analysis.scale}", question, options)
+            rows.append((name, (agreement(given, analysis.scale),)))
     rows += repeats(answers, analysis.scale)
     same = [answer for answer in answers if answer.role == "same"]
     if same and analysis.scale == "ordinal":
@@ -133,7 +144,7 @@ def care(answers: Sequence[Answer], analysis: Analysis, options: Options, rules:
 
 
 def shared(hits: Sequence[bool], answers: Sequence[Answer]) -> Estimate:
-    """Of other raters' answers to the same items, which are few where they are known or repeated."""
+    """Returns a share that answers for other raters, and for the same items: known and repeated ones are few."""
     _, slots = clusters(answers)
     return share(np.array(hits), slots, slots)
 
@@ -144,13 +155,13 @@ def agreement(answers: Sequence[Answer], scale: str) -> Estimate | None:
 
 
 def codes(answers: Sequence[Answer]) -> np.ndarray:
-    """What answers say, as numbers."""
+    """Returns what answers say, as numbers."""
     said = [answer.turned for answer in answers]
     return numbered(said) if any(isinstance(one, str) for one in said) else np.array(said)
 
 
 def repeats(answers: Sequence[Answer], scale: str) -> list[Row]:
-    """How answers to a repeated item are like those to the item itself."""
+    """Returns how answers to a repeated item are like those to the item itself."""
     first = {(answer.slot, answer.item): answer for answer in answers}
     again = [answer for answer in answers if answer.role == "repeat" and (answer.slot, answer.of) in first]
     if not again:
@@ -167,7 +178,7 @@ def repeats(answers: Sequence[Answer], scale: str) -> list[Row]:
 
 
 def places(answers: Sequence[Answer], scale: str, options: Options) -> list[Row]:
-    """How often what was shown at a place of the screen was preferred or chosen."""
+    """Returns how often what was shown at a place of the screen was preferred or chosen."""
     if scale == "nominal":
         count = max(len(answer.shown) for answer in answers)
         return [
@@ -183,7 +194,7 @@ def places(answers: Sequence[Answer], scale: str, options: Options) -> list[Row]
 
 
 def disputed(answers: Sequence[Answer], analysis: Analysis, labels: Labels, options: Options) -> list[Disputed]:
-    """The items with several answers that are not alike, the most disputed first."""
+    """Returns the items with several answers that are not alike, the most disputed first."""
     by_item: dict[int, list[Answer]] = {}
     for answer in answers:
         by_item.setdefault(answer.item, []).append(answer)

@@ -36,7 +36,7 @@ class Answer:
 
     @property
     def about(self) -> Hashable:
-        """What answers are clustered by beside their rater: the prompt, or where there is none the item."""
+        """Returns what answers are clustered by beside their rater: the prompt, or where there is none the item."""
         return self.item if self.prompt is None else self.prompt
 
 
@@ -58,7 +58,7 @@ NAMES = tuple(field.name for field in fields(Answer))
 
 
 def read_answers(path: Path) -> tuple[list[Answer], set[str]]:
-    """The answers, and the studies that they name. Raises UserError if one is not as `export` writes it."""
+    """Returns the answers, and the studies that they name. Raises UserError if one is not as `export` writes it."""
     if not path.is_file():
         raise UserError(f"{path} is missing: `action=export` writes it")
     found, studies = [], set()
@@ -74,18 +74,18 @@ def read_answers(path: Path) -> tuple[list[Answer], set[str]]:
 
 
 def narrowed(answers: Iterable[Answer], claim: dict[str, Any]) -> list[Answer]:
-    """The main answers to the question, of the group, and in the band that the claim names, if it names them."""
+    """Returns the main answers to the question, of the group, and in the band that the claim names, if it does."""
     wanted = {key: claim.get(key) for key in ("question", "group", "band") if claim.get(key) is not None}
     return [a for a in answers if a.role == "main" and all(getattr(a, key) == value for key, value in wanted.items())]
 
 
 def clusters(answers: Sequence[Answer]) -> tuple[list[Hashable], list[Hashable]]:
-    """What the answers are about, and whose they are."""
+    """Returns what each answer is about, and whose it is."""
     return [answer.about for answer in answers], [answer.slot for answer in answers]
 
 
 def raters(answers: Sequence[Answer], rules: dict[str, Any]) -> list[Rater]:
-    """Every rater who answered, by slot."""
+    """Returns every rater who answered, by slot."""
     by_slot: dict[int, list[Answer]] = {}
     for answer in sorted(answers, key=lambda answer: (answer.slot, answer.position)):
         by_slot.setdefault(answer.slot, []).append(answer)

@@ -26,7 +26,7 @@ def bradley_terry(
     prompts: Sequence[Hashable],
     raters: Sequence[Hashable],
 ) -> Strengths:
-    """The most likely strengths, with two-way cluster-robust intervals.
+    """Returns the most likely strengths, with two-way cluster-robust intervals.
 
     first, second: [N], the methods compared; outcomes [N]: positive where the first won, 0 ties, negative losses.
     """
@@ -48,7 +48,7 @@ def bradley_terry(
 
 
 def chances(theta: np.ndarray, x: np.ndarray, some_ties: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Of each comparison the chance of a win less that of a loss, and the chance of a tie."""
+    """Returns each comparison's chance of a win less that of a loss, and its chance of a tie."""
     u = x @ np.append(theta[:-1], 0)
     win, loss, tie = np.exp(u), np.exp(-u), np.exp(theta[-1]) * some_ties
     total = win + loss + tie
@@ -56,7 +56,7 @@ def chances(theta: np.ndarray, x: np.ndarray, some_ties: bool) -> tuple[np.ndarr
 
 
 def score(theta: np.ndarray, x: np.ndarray, y: np.ndarray, some_ties: bool) -> np.ndarray:
-    """The log-likelihood's gradient of each comparison, [N, methods + 1]."""
+    """Returns the log-likelihood's gradient of each comparison, [N, methods + 1]."""
     mean, tie = chances(theta, x, some_ties)
     found = x * (y - mean)[:, None]
     found[:, -1] = (y == 0) - tie
@@ -64,7 +64,7 @@ def score(theta: np.ndarray, x: np.ndarray, y: np.ndarray, some_ties: bool) -> n
 
 
 def maximum(x: np.ndarray, y: np.ndarray, n: np.ndarray, some_ties: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Strengths and tie, and the curvature there, by Newton's method with steps of at most 1.
+    """Returns strengths and tie, and the curvature there, by Newton's method with steps of at most 1.
 
     x [K, methods + 1], y, n [K]: kinds of comparison, their outcomes, and how often each occurred.
     """
@@ -85,7 +85,7 @@ def maximum(x: np.ndarray, y: np.ndarray, n: np.ndarray, some_ties: bool) -> tup
 
 
 def groups(i: np.ndarray, j: np.ndarray, y: np.ndarray, methods: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """The methods between any two of which answers lead both ways, by wins or ties; () if all are in one group.
+    """Returns the groups of methods between which answers lead both ways, by wins or ties; () if all are one group.
 
     The likelihood has a maximum only where there is one group (Ford 1957).
     """

@@ -13,13 +13,13 @@ from experiments.rating.tables import Analysis, Labels, Options, Points, Table, 
 
 
 def votes(answers: Sequence[Answer], names: Sequence[str]) -> tuple[Estimate, ...]:
-    """The share of each name."""
+    """Returns the share of each name."""
     chosen, where = np.array([answer.turned for answer in answers]), clusters(answers)
     return tuple(share(chosen == name, *where) for name in names)
 
 
 def choices(answers: Sequence[Answer], labels: Labels, options: Options) -> list[Table]:
-    """Rows are sets of questions and groups of raters, and columns methods."""
+    """Returns the votes: rows are sets of questions and groups of raters, and columns methods."""
     found = []
     for question, given in by_question(answers, options).items():
         rows = tuple((name, votes(some, list(labels))) for name, some in parts(given, both=True))
@@ -32,7 +32,7 @@ def choices(answers: Sequence[Answer], labels: Labels, options: Options) -> list
 
 
 def poll(answers: Sequence[Answer], labels: Labels, options: Options) -> list[Table]:
-    """Rows are answers, and columns groups of raters."""
+    """Returns the votes: rows are a poll's answers, and columns groups of raters."""
     found = []
     for question, given in by_question(answers, options).items():
         columns = {name: votes(some, options[question]) for name, some in parts(given)}
@@ -44,7 +44,7 @@ def poll(answers: Sequence[Answer], labels: Labels, options: Options) -> list[Ta
 
 
 def claimed(answers: Sequence[Answer], claim: dict[str, Any], labels: Labels) -> Clustered | None:
-    """The share of the higher less that of the lower, or less chance."""
+    """Returns the share of the higher less that of the lower, or less chance."""
     higher, lower = claim["higher"], claim.get("lower")
     some = [answer for answer in answers if higher in answer.shown]
     if not some:

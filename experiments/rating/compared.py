@@ -29,7 +29,7 @@ WORDS = {1: ("better",), 2: ("much better", "slightly better")}  # from the stro
 
 
 def words(options: Sequence[str]) -> tuple[str, ...]:
-    """How much better one may be, from the strongest."""
+    """Returns how much better one may be, from the strongest."""
     strongest = len(options) // 2
     return WORDS.get(strongest, tuple(f"better by {level}" for level in range(strongest, 0, -1)))
 
@@ -49,7 +49,7 @@ def tables(answers: Sequence[Answer], labels: Labels, options: Options) -> list[
 
 
 def shares(title: str, answers: Sequence[Answer], labels: tuple[str, str], words: Sequence[str]) -> Table:
-    """The share of each answer, from the best for the first method to the best for the second."""
+    """Returns the share of each answer, from the best for the first method to the best for the second."""
     levels = range(len(words), -len(words) - 1, -1)
 
     def cells(some: Sequence[Answer]) -> tuple[Estimate, ...]:
@@ -63,7 +63,7 @@ def shares(title: str, answers: Sequence[Answer], labels: tuple[str, str], words
 
 
 def net(title: str, answers: Sequence[Answer], labels: tuple[str, str]) -> Table:
-    """Wins, ties and losses of the first method, and wins less losses with both intervals."""
+    """Returns wins, ties and losses of the first method, and wins less losses with both intervals."""
 
     def cells(some: Sequence[Answer]) -> tuple[Estimate, ...]:
         signs, where = outcomes(some), clusters(some)
@@ -79,7 +79,7 @@ def net(title: str, answers: Sequence[Answer], labels: tuple[str, str]) -> Table
         f"Who was preferred, however strongly. Net is the share that prefers {first} less the share that prefers "
         f"{second}: once with the two-way interval, which counts, and once with the pigeonhole bootstrap's, which is "
         f"cautious. Of {len(prompts)} prompts most raters prefer {first} at {won} and {second} at {lost} "
-        f"(sign test, p = {sign_test(won, lost):.2g})."
+        f"(sign test, p = {sign_test(won, lost):.2g}, which answers for other prompts but not for other raters)."
     )
     columns = (f"{first} better", NEITHER, f"{second} better", "net", "net, pigeonhole")
     rows = tuple((name, cells(some)) for name, some in parts(answers))
@@ -89,12 +89,12 @@ def net(title: str, answers: Sequence[Answer], labels: tuple[str, str]) -> Table
 
 
 def outcomes(answers: Sequence[Answer]) -> np.ndarray:
-    """1 where the earlier method was preferred, 0, or -1."""
+    """Returns 1 where the earlier method was preferred, 0 where none was, and -1."""
     return np.sign([int(answer.turned) for answer in answers])
 
 
 def strengths(title: str, answers: Sequence[Answer], labels: Labels) -> Table:
-    """Bradley and Terry's, with Davidson's ties."""
+    """Returns Bradley and Terry's strengths, with Davidson's ties."""
     pairs = [ordered(answer, labels) for answer in answers]
     found = bradley_terry([a for a, _ in pairs], [b for _, b in pairs], outcomes(answers), *clusters(answers))
     says = "Log-strengths of sum 0: the odds of one against another, ties aside, are exp of their difference."
@@ -109,13 +109,13 @@ def strengths(title: str, answers: Sequence[Answer], labels: Labels) -> Table:
 
 
 def ordered(answer: Answer, labels: Labels) -> tuple[str, str]:
-    """The two methods, the earlier of the study's first."""
+    """Returns the two methods, the earlier of the study's first."""
     a, b = sorted(answer.shown, key=list(labels).index)
     return a, b
 
 
 def claimed(answers: Sequence[Answer], claim: dict[str, Any], labels: Labels) -> Clustered | None:
-    """Wins less losses of the higher against the lower, or against all others."""
+    """Returns wins less losses of the higher against the lower, or against all others."""
     higher, lower = claim["higher"], claim.get("lower")
     some = [answer for answer in answers if higher in answer.shown and (lower is None or lower in answer.shown)]
     if not some:

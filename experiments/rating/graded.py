@@ -38,7 +38,7 @@ def tables(answers: Sequence[Answer], labels: Labels, options: Options) -> list[
 
 
 def means(given: dict[str, list[Answer]], labels: Labels, options: Options) -> Table:
-    """The mean grades: rows are methods, and columns questions."""
+    """Returns the mean grades: rows are methods, and columns questions."""
     rows: list[Row] = []
     split = [dict(parts(some)) for some in given.values()]
     for name in dict.fromkeys(name for one in split for name in one):
@@ -57,7 +57,7 @@ def mean(answers: Sequence[Answer], method: str) -> Estimate | None:
 
 
 def differences(question: str, answers: Sequence[Answer], labels: Labels, options: Options) -> Table:
-    """Of each two methods, one mean grade less the other."""
+    """Returns one mean grade less the other, of each two methods."""
     rows: list[Row] = []
     for a, b in combinations(labels, 2):
         for name, some in parts(answers):
@@ -75,7 +75,7 @@ def differences(question: str, answers: Sequence[Answer], labels: Labels, option
 
 
 def paired(answers: Sequence[Answer], method: str, others: Sequence[str]) -> tuple[list[float], list[Any], list[Any]]:
-    """A method's grade less the mean of the others', where a rater graded both of one prompt; with prompt and rater."""
+    """Returns a method's grades less the others' mean by the same rater on the same prompt, with prompts and raters."""
     ours, theirs = dict[Key, list[int]](), dict[Key, list[int]]()
     for answer in answers:
         (shown,) = answer.shown
@@ -87,14 +87,14 @@ def paired(answers: Sequence[Answer], method: str, others: Sequence[str]) -> tup
 
 
 def unpaired(answers: Sequence[Answer], a: str, b: str) -> Clustered:
-    """The difference of grades less their rater's mean, of all that was graded."""
+    """Returns the difference of grades less their rater's mean, of all that was graded."""
     grades = centred([int(answer.turned) for answer in answers], [answer.slot for answer in answers])
     sides = [1 if answer.shown == (a,) else -1 if answer.shown == (b,) else 0 for answer in answers]
     return contrast(grades, sides, *clusters(answers))
 
 
 def shares(question: str, answers: Sequence[Answer], labels: Labels, options: Options) -> Table:
-    """How often each grade was given."""
+    """Returns how often each grade was given."""
     grades = range(1, len(options[question]) + 1)
     rows: list[Row] = []
     for method, label in labels.items():
@@ -108,7 +108,7 @@ def shares(question: str, answers: Sequence[Answer], labels: Labels, options: Op
 
 
 def claimed(answers: Sequence[Answer], claim: dict[str, Any], labels: Labels) -> Clustered | None:
-    """The higher's grade less the lower's, or less the mean of all others', within rater and prompt."""
+    """Returns the higher's grade less the lower's, or less the mean of all others', within rater and prompt."""
     higher, lower = claim["higher"], claim.get("lower")
     others = [method for method in labels if method != higher] if lower is None else [lower]
     values, prompts, raters = paired(answers, higher, others)

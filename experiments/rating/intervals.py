@@ -27,7 +27,7 @@ class Study:
 
 
 def simulated(design: Design, win: float, loss: float, studies: int, seed: int = 0) -> Iterator[Study]:
-    """Studies of one plan with these shares of wins and losses."""
+    """Yields studies of one plan with these shares of wins and losses."""
     rng, model = np.random.default_rng(seed), preference()
     effect = preferred(win, loss, model.spread)
     p, r = dealt(design, seed)
@@ -60,7 +60,7 @@ COVERED: Analyses = {  # whether the interval holds the truth of 60 % wins and 1
 
 
 def rates(analyses: Analyses, studies: Iterable[Study]) -> dict[str, float]:
-    """The share of the studies for which each analysis says so."""
+    """Returns the share of the studies for which each analysis says so."""
     found = [[analysis(study) for analysis in analyses.values()] for study in studies]
     return dict(zip(analyses, np.mean(found, axis=0).tolist(), strict=True))
 

@@ -56,9 +56,7 @@ class Table:
         )
 
 
-Effect = Callable[
-    [np.ndarray], np.ndarray
-]  # of deviations [S, N], the answers they become: of mean 0 without an effect
+Effect = Callable[[np.ndarray], np.ndarray]  # of deviations [S, N], the answers; their mean is 0 without an effect
 
 
 @dataclass(frozen=True)
@@ -77,18 +75,18 @@ class Model:
 
 
 def preferred(win: float, loss: float, spread: float) -> Effect:
-    """1, 0 and -1 for the first, neither and the second, with these shares of wins and losses."""
+    """Returns the effect that makes 1 for the first, 0, and -1 for the second, with these shares of 1 and -1."""
     above, below = (spread * NormalDist().inv_cdf(share) for share in (win, loss))
     return lambda x: (x > -above).astype(np.float32) - (x < below)
 
 
 def graded(difference: float) -> Effect:
-    """The first's grade less the second's."""
+    """Returns the effect that makes the first's grade less the second's."""
     return lambda x: x + difference
 
 
 def chosen(share: float, fair: float, spread: float) -> Effect:
-    """Whether an option was chosen, less its fair share."""
+    """Returns the effect that tells whether an option was chosen, less its fair share."""
     above = spread * NormalDist().inv_cdf(share)
     return lambda x: (x > -above).astype(np.float32) - fair
 
@@ -101,7 +99,7 @@ def preference() -> Model:
 
 
 def grade() -> Model:
-    """The first effect is that of fidelity in the multistage paper; both grades deviate by 0.9."""
+    """Returns the model of a difference of two grades, which deviate by 0.9 each; 0.42 is the multistage paper's."""
     return Model("difference", 0.4, 0.25, 0.9 * math.sqrt(2), {f"{d:.2f}": graded(d) for d in (0.42, 0.3, 0.2)})
 
 
@@ -114,7 +112,7 @@ def choice(options: int) -> Model:
 
 
 def power_table(model: Model, design: Design, studies: int = 300, seed: int = 0) -> Table:
-    """Of the design itself, and with twice the prompts, the raters, and the answers to each prompt."""
+    """Returns the power of the design, and with twice the prompts, the raters, and the answers to each prompt."""
     designs = [
         design,
         replace(design, prompts=2 * design.prompts),
@@ -126,7 +124,7 @@ def power_table(model: Model, design: Design, studies: int = 300, seed: int = 0)
 
 
 def poll_table(raters: int) -> Table:
-    """One question, which each rater answers once: half the width of the interval of a share of one half."""
+    """Returns half the width of the interval of a share of one half, of a question that each rater answers once."""
     rows = []
     for n in (raters, 2 * raters, 4 * raters):
         half = share([i % 2 for i in range(n)], [0] * n, range(n))
@@ -152,13 +150,13 @@ def row(model: Model, design: Design, studies: int, seed: int) -> Row:
 
 
 def dealt(design: Design, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Prompt and rater of each answer, sorted by prompt."""
+    """Returns prompt and rater of each answer, sorted by prompt."""
     raters = deal(design.prompts, design.raters, design.answers, Random(seed))
     return np.repeat(np.arange(design.prompts), design.answers), np.concatenate(raters)
 
 
 def half_widths(answers: np.ndarray, prompts: np.ndarray, raters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means, and half the width of their intervals, of studies [S, N] all of one plan; no rater sees a prompt twice.
+    """Returns means, and half the width of their intervals, of studies [S, N] of one plan without a pair seen twice.
 
     It is `two_way` for many studies at once.
     """

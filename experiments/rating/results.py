@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +70,7 @@ class Dispute:
 
 
 def render(study: Study, name: str, pictures: Path, found: Analysed, labels: Labels, simulated: bool) -> str:
-    """The page, with the disputed items' pictures of the folder `pictures`."""
+    """Returns the page, with the disputed items' pictures of the folder `pictures`."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -81,18 +82,18 @@ def render(study: Study, name: str, pictures: Path, found: Analysed, labels: Lab
         found=found,
         measure=study.asks.analysis.measure,
         left_out=[rater for rater in found.raters if rater.left_out],
-        disputes=[dispute(one, study, pictures, labels) for one in found.disputed],
+        disputes=[dispute(one, study, pictures, labels) for one in found.disputed] if study.asks.pictures else [],
     )
 
 
 def number(value: float, unit: str) -> str:
-    """As the page writes it."""
+    """Returns a value as the page writes it."""
     text = f"{value:.2f}" if unit == "number" else f"{100 * value:.1f}{PERCENT}"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
 def mark(value: float, unit: str) -> str:
-    """As an axis writes it."""
+    """Returns a value as an axis writes it."""
     text = f"{value:.1f}" if unit == "number" else f"{100 * value:.0f}{PERCENT}"
     return text.replace("-", "\N{MINUS SIGN}")
 
@@ -102,22 +103,24 @@ def cell(e: Estimate, unit: str) -> str:
 
 
 def interval(e: Estimate, unit: str) -> str:
-    """With the share before it where the cell tells votes."""
+    """Returns an interval in words, with the share before it where the cell tells votes."""
     share = f"{number(e.value, unit)}, " if unit == "votes" else ""
     if e.low is None or e.high is None:
         return f"{share}no interval"
+    if math.isclose(e.low, e.high):
+        return f"{share}all alike"
     return f"{share}{number(e.low, unit).rstrip(PERCENT)} to {number(e.high, unit)}"
 
 
 def colours(table: Table) -> dict[str, str]:
-    """The class of each stacked column's colour: evenly from five shades, or one after the other."""
+    """Returns the class of each stacked column's colour: evenly from five shades, or one after the other."""
     n = len(table.stacked)
     shades = [round(i * (SHADES - 1) / max(n - 1, 1)) if table.colours != "names" else i % 8 for i in range(n)]
     return {column: f"{table.colours}{shade}" for column, shade in zip(table.stacked, shades, strict=True)}
 
 
 def bars(table: Table) -> list[tuple[str, list[Part]]]:
-    """Of each row the parts of its bar."""
+    """Returns the parts of each row's bar."""
     colour, found = colours(table), []
     for name, cells in table.rows:
         shares = {c: e.value for c, e in zip(table.columns, cells, strict=True) if e is not None and c in colour}
@@ -127,7 +130,7 @@ def bars(table: Table) -> list[tuple[str, list[Part]]]:
 
 
 def tracks(table: Table) -> list[Track]:
-    """The drawings of a table's points."""
+    """Returns the drawings of a table's points."""
     points = table.points
     if points is None:
         return []
@@ -165,7 +168,7 @@ def dispute(one: Disputed, study: Study, folder: Path, labels: Labels) -> Disput
 
 
 def embedded(label: str, path: Path) -> Picture:
-    """As WebP, in the page itself."""
+    """Returns the picture as WebP, in the page itself."""
     try:
         image = read(path)
     except UNREADABLE:

@@ -10,6 +10,7 @@ import json
 import re
 import socket
 import sqlite3
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable
@@ -33,7 +34,6 @@ from experiments.rating.store import CONSENTED, Rater, Store, answer_of
 from experiments.rating.study import Study
 
 PAGE = Path(__file__).parent / "page"
-COOKIE = "rater"
 LARGEST_BODY, SLOWEST_BODY = 4096, 10.0  # bytes, seconds
 HEADERS = {
     "content-security-policy": "default-src 'none'; img-src 'self'; script-src 'self'; style-src 'self'; "
@@ -77,14 +77,16 @@ class Rate:
     most: int = 5
     clock: Callable[[], float] = time.monotonic
     times: dict[int, deque[float]] = field(default_factory=lambda: defaultdict(deque))
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def take(self, slot: int) -> None:
-        now, times = self.clock(), self.times[slot]
-        while times and now - times[0] >= 1:
-            times.popleft()
-        if len(times) >= self.most:
-            raise Refused(429, "too many answers")
-        times.append(now)
+        with self.lock:
+            now, times = self.clock(), self.times[slot]
+            while times and now - times[0] >= 1:
+                times.popleft()
+            if len(times) >= self.most:
+                raise Refused(429, "too many answers")
+            times.append(now)
 
 
 @dataclass(frozen=True)
@@ -132,12 +134,13 @@ def address(host: str, port: int, public: bool, url: str | None) -> Address:
 
 def app(folder: Path, study: Study, store: Store, where: Address, rate: Rate) -> Starlette:
     """Makes the application."""
+    cookie = f"rater_{store.name[:12]}"  # cookies are of a host whatever the port, and it may serve several studies
     shown = [picture for item in study.items for picture in item.shows.values() if picture]
     pictures = {f"{picture}.png": folder / "pictures" / f"{picture}.png" for picture in shown}
     files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in TYPES}
 
     def who(request: Request) -> Rater:
-        rater = store.rater_of(request.cookies.get(COOKIE, ""))
+        rater = store.rater_of(request.cookies.get(cookie, ""))
         if rater is None:
             raise Refused(403, "no link of this study")
         return rater
@@ -153,7 +156,7 @@ def app(folder: Path, study: Study, store: Store, where: Address, rate: Rate) ->
         if store.rater_of(token) is None:
             raise Refused(404, "not found")
         reply = RedirectResponse("/", status_code=303)
-        reply.set_cookie(COOKIE, token, max_age=180 * 86400, httponly=True, samesite="strict", secure=where.secure)
+        reply.set_cookie(cookie, token, max_age=180 * 86400, httponly=True, samesite="strict", secure=where.secure)
         return reply
 
     def file(request: Request) -> Response:
@@ -183,18 +186,15 @@ def app(folder: Path, study: Study, store: Store, where: Address, rate: Rate) ->
         given = store.value_at(rater.slot, position)
         return JSONResponse({**study.trial(rater.slot, position), "given": given})
 
-    async def consent(request: Request) -> Response:
-        told = await body(request, where.origins)
-        rater = await run_in_threadpool(who, request)
-        pointer, width = told.get("pointer"), told.get("width")
+    def agree(request: Request, told: dict[str, Any]) -> Response:
+        rater, pointer, width = who(request), told.get("pointer"), told.get("width")
         if told.get("consent") is not True or pointer not in ("fine", "coarse") or type(width) is not int:
             raise Refused(400, "not a consent")
-        await run_in_threadpool(store.consent, rater.slot, device(pointer, width))
+        store.consent(rater.slot, device(pointer, width))
         return JSONResponse({"consent": True})
 
-    async def answer(request: Request) -> Response:
-        told = await body(request, where.origins)
-        rater = await run_in_threadpool(consenting, request)
+    def keep(request: Request, told: dict[str, Any]) -> Response:
+        rater = consenting(request)
         rate.take(rater.slot)
         if told.get("slot") != rater.slot:
             raise Refused(403, "of another rater")
@@ -203,11 +203,17 @@ def app(folder: Path, study: Study, store: Store, where: Address, rate: Rate) ->
         except ValueError as error:
             raise Refused(400, "not an answer") from error
         try:
-            given = await run_in_threadpool(store.add, row)
+            given = store.add(row)
         except ValueError as error:
-            raise Refused(409, "not due", next=await run_in_threadpool(store.next, rater.slot)) from error
+            raise Refused(409, "not due", next=store.next(rater.slot)) from error
         stored = {key: getattr(given, key) for key in ("nonce", "position", "value", "active_ms", "total_ms", "seq")}
         return JSONResponse({"stored": stored})
+
+    async def consent(request: Request) -> Response:
+        return await run_in_threadpool(agree, request, await body(request, where.origins))
+
+    async def answer(request: Request) -> Response:
+        return await run_in_threadpool(keep, request, await body(request, where.origins))
 
     routes = [
         Route("/", file),

@@ -15,7 +15,7 @@ Clusters = Sequence[Hashable]
 
 
 def pigeonhole(values: Values, prompts: Clusters, raters: Clusters, resamples: int = 1000, seed: int = 0) -> Estimate:
-    """The mean with the percentiles of its pigeonhole bootstrap (Owen 2007), which draws prompts and raters alike.
+    """Returns the mean with the percentiles of its pigeonhole bootstrap (Owen 2007), of prompts and raters alike.
 
     An answer counts as often as its prompt was drawn, times as often as its rater was. Its intervals are too wide
     rather than too narrow.
@@ -33,7 +33,7 @@ def pigeonhole(values: Values, prompts: Clusters, raters: Clusters, resamples: i
 
 
 def share(hits: Values, prompts: Clusters, raters: Clusters) -> Estimate:
-    """The share of hits, a 0 or 1 each, with Wilson's interval for as many independent answers as these amount to.
+    """Returns the share of hits, 0 or 1 each, with Wilson's interval of as many independent answers as these amount to.
 
     These are p (1 - p) / V, V being the variance of `two_way`, and no more than there are. Where all answers are
     alike, which tells nothing of V, they are as many as there are clusters of the kind with fewer.
@@ -50,7 +50,7 @@ def share(hits: Values, prompts: Clusters, raters: Clusters) -> Estimate:
 
 
 def contrast(values: Values, weights: Values, prompts: Clusters, raters: Clusters) -> Clustered:
-    """Mean of the values of positive weight less mean of those of negative weight, each weighted by its size.
+    """Returns the mean of values of positive weight less that of those of negative weight, weighted by the sizes.
 
     The answers are not paired; the interval is that of `two_way` on what each adds to the difference.
     """
@@ -66,13 +66,13 @@ def contrast(values: Values, weights: Values, prompts: Clusters, raters: Cluster
 
 
 def centred(values: Values, raters: Clusters) -> np.ndarray:
-    """The values less their rater's mean."""
+    """Returns the values less their rater's mean."""
     x, r = np.asarray(values, dtype=float), numbered(raters)
     return x - (np.bincount(r, x) / np.bincount(r))[r]
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """The p of several claims, adjusted so that the chance of any false one is kept (Holm 1979)."""
+    """Returns the p of several claims, adjusted so that the chance of any false one is kept (Holm 1979)."""
     found, largest = [0.0] * len(ps), 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))

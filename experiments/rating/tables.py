@@ -71,7 +71,7 @@ class Analysis:
 
 
 def parts(answers: Sequence[Answer], both: bool = False) -> list[tuple[str, list[Answer]]]:
-    """All answers; where there are several bands or groups those of each, and if wanted of each of both together."""
+    """Returns all answers, those of each band and each group where there are several, and if wanted of each of both."""
     bands, groups = (sorted({getattr(a, name) or "" for a in answers}) for name in ("band", "group"))
     several = [values if len(values) > 1 else [] for values in (bands, groups)]
     wanted = [*product(several[0], [None]), *product([None], several[1]), *(product(*several) if both else ())]
@@ -85,13 +85,13 @@ def parts(answers: Sequence[Answer], both: bool = False) -> list[tuple[str, list
 
 
 def called(kind: str, value: str) -> str:
-    """A band that is a percentile, or has a name of its own; or a group."""
+    """Returns the words for a band that is a percentile or has a name of its own, or for a group."""
     named = kind == "percentile" and not value.replace(".", "").isdigit()
     return value or f"no {kind}" if named else f"{kind} {value or 'without a name'}"
 
 
 def by_question(answers: Sequence[Answer], options: Options) -> dict[str, list[Answer]]:
-    """The questions that were answered, in their order."""
+    """Returns the answers to each question that was answered, in the study's order."""
     found = {question: [a for a in answers if a.question == question] for question in options}
     return {question: given for question, given in found.items() if given}
 
@@ -101,7 +101,7 @@ def titled(title: str, question: str, options: Options) -> str:
 
 
 def around_zero(estimates: Sequence[Estimate | None]) -> tuple[float, float, float]:
-    """Ends at equal distance from zero, in tenths, that all intervals lie between, and zero."""
+    """Returns ends at equal distance from zero, in tenths, that all intervals lie between, and zero."""
     known = [e for e in estimates if e is not None]
     end = max((abs(edge) for e in known for edge in (e.value, e.low or 0, e.high or 0)), default=1.0)
     tenths = max(math.ceil(10 * end), 1) / 10

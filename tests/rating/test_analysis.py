@@ -131,14 +131,14 @@ def test_multistage_s_grades_are_as_published() -> None:
 
 
 def test_the_main_interval_is_wrong_as_often_as_it_says() -> None:
-    """500 studies each; the bounds are those of 5 % and of 95 %, give or take two standard deviations."""
+    """500 studies each; the bounds are 5 % and 95 %, give or take three standard deviations of their rates."""
     design = Design(50, 20, 5)
     without = {name: ALARMS[name] for name in ("two-way", "sign test, answers")}
     alarms = rates(without, simulated(design, 0.345, 0.345, 500))
-    assert 0.03 <= alarms["two-way"] <= 0.07
+    assert 0.02 <= alarms["two-way"] <= 0.08
     assert alarms["sign test, answers"] > 0.1  # which takes answers for independent
     planted = {name: COVERED[name] for name in ("net, two-way", "share of wins")}
-    assert all(0.93 <= rate <= 0.97 for rate in rates(planted, simulated(design, 0.6, 0.19, 500)).values())
+    assert all(0.92 <= rate <= 0.98 for rate in rates(planted, simulated(design, 0.6, 0.19, 500)).values())
 
 
 def test_raters_who_fail_or_hurry_are_left_out_and_shown_beside() -> None:
@@ -206,6 +206,14 @@ def test_claims_are_adjusted_for_each_other_and_narrowed() -> None:
     ps = sorted(v.found.p() for v in verdicts[:2])
     assert sorted(v.p for v in verdicts[:2]) == pytest.approx([min(1, 2 * ps[0]), max(min(1, 2 * ps[0]), ps[1])])
     assert (verdicts[2].found, verdicts[2].verdict) == (None, UNTOLD)
+
+
+@pytest.mark.parametrize(("raters", "verdict"), [(3, UNTOLD), (5, UNTOLD), (6, HOLDS)])
+def test_a_few_raters_of_one_mind_show_nothing(raters: int, verdict: str) -> None:
+    answers = preferences({2: 10 * raters}, raters)
+    claims = [{"say": "preferred", "higher": "first", "lower": "second"}]
+    (found,) = analysed(answers, COMPARED, PAIR, OPTIONS, RULES, claims).kept.verdicts
+    assert (found.p, found.verdict) == (2 / 2**raters, verdict)
 
 
 def test_bands_and_groups_have_rows_of_their_own_and_of_both() -> None:

@@ -190,7 +190,8 @@ def raw(browser: TestClient, path: str, cookie: str) -> tuple[int, bytes]:
 
 
 def test_crafted_paths_lead_nowhere(browser: TestClient) -> None:
-    cookie = f"rater={browser.cookies['rater']}"
+    ((name, token),) = browser.cookies.items()
+    cookie = f"{name}={token}"
     assert raw(browser, "/state", cookie)[0] == 200
     paths = list(crafted())
     assert len(paths) >= 100
@@ -198,10 +199,10 @@ def test_crafted_paths_lead_nowhere(browser: TestClient) -> None:
         status, content = raw(browser, path, cookie)
         assert status == 404, path
         assert b"Traceback" not in content
-    for name in ("study.json", "key.json", "server.py", "index.html.j2", "study.js"):
-        assert raw(browser, f"/{name}", cookie)[0] == 404
+    for file in ("study.json", "key.json", "server.py", "index.html.j2", "study.js"):
+        assert raw(browser, f"/{file}", cookie)[0] == 404
     for wrong in ("", "x", "'; drop table answer; --", "\x7f", "\xff", "a" * 4000):
-        assert raw(browser, "/state", f"rater={wrong}")[0] == 403
+        assert raw(browser, "/state", f"{name}={wrong}")[0] == 403
 
 
 def test_every_reply_forbids_what_pages_do_not_need(browser: TestClient) -> None:
@@ -430,6 +431,7 @@ def test_the_verb_from_links_to_withdrawal(
     store.close()
     gone = raters("action=withdraw", where, "slots=[2]")
     assert "answers are deleted" in gone.out, gone.err
+    assert not list(folder.glob("analysis.*"))
     assert (folder / "answers.jsonl").read_text() == "".join(
         line for line in before.splitlines(keepends=True) if '"slot": 1,' in line
     )

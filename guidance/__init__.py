@@ -1,6 +1,7 @@
 from guidance.branch import Branch, Guidance, Wrapper, guided
 from guidance.cfg import ClassifierFree
 from guidance.interval import Interval
+from guidance.mix import Linear, Mix
 from guidance.multistage import Multistage, Stage
 from guidance.probe import Probe
 from guidance.rescale import Rescale
@@ -11,6 +12,8 @@ __all__ = [
     "ClassifierFree",
     "Guidance",
     "Interval",
+    "Linear",
+    "Mix",
     "Multistage",
     "Probe",
     "Rescale",

@@ -1,24 +1,36 @@
+from guidance.apg import AdaptiveProjected
 from guidance.branch import Branch, Guidance, Wrapper, guided
 from guidance.cfg import ClassifierFree
+from guidance.cfg_zero import OptimizedScale
+from guidance.fdg import FrequencyDecoupled
 from guidance.interval import Interval
 from guidance.mix import Linear, Mix
 from guidance.multistage import Multistage, Stage
 from guidance.probe import Probe
 from guidance.rescale import Rescale
+from guidance.samg import SpatiallyAdaptive
 from guidance.segmentation_free import SegmentationFree
+from guidance.smc import SlidingMode
+from guidance.tcfg import Tangential
 
 __all__ = [
+    "AdaptiveProjected",
     "Branch",
     "ClassifierFree",
+    "FrequencyDecoupled",
     "Guidance",
     "Interval",
     "Linear",
     "Mix",
     "Multistage",
+    "OptimizedScale",
     "Probe",
     "Rescale",
     "SegmentationFree",
+    "SlidingMode",
+    "SpatiallyAdaptive",
     "Stage",
+    "Tangential",
     "Wrapper",
     "guided",
 ]

@@ -1,8 +1,11 @@
 from guidance.apg import AdaptiveProjected
+from guidance.autoguidance import Autoguidance
 from guidance.branch import Branch, Guidance, Wrapper, guided
+from guidance.cdg import Degraded
 from guidance.cfg import ClassifierFree
 from guidance.cfg_zero import OptimizedScale
 from guidance.fdg import FrequencyDecoupled
+from guidance.icg import Independent
 from guidance.interval import Interval
 from guidance.mix import Linear, Mix
 from guidance.multistage import Multistage, Stage
@@ -15,10 +18,13 @@ from guidance.tcfg import Tangential
 
 __all__ = [
     "AdaptiveProjected",
+    "Autoguidance",
     "Branch",
     "ClassifierFree",
+    "Degraded",
     "FrequencyDecoupled",
     "Guidance",
+    "Independent",
     "Interval",
     "Linear",
     "Mix",

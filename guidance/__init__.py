@@ -9,6 +9,7 @@ from guidance.icg import Independent
 from guidance.interval import Interval
 from guidance.mix import Linear, Mix
 from guidance.multistage import Multistage, Stage
+from guidance.perturbed import PerturbedAttention, SmoothedEnergy
 from guidance.probe import Probe
 from guidance.rescale import Rescale
 from guidance.samg import SpatiallyAdaptive
@@ -30,10 +31,12 @@ __all__ = [
     "Mix",
     "Multistage",
     "OptimizedScale",
+    "PerturbedAttention",
     "Probe",
     "Rescale",
     "SegmentationFree",
     "SlidingMode",
+    "SmoothedEnergy",
     "SpatiallyAdaptive",
     "Stage",
     "Tangential",

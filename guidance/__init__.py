@@ -12,6 +12,7 @@ from guidance.multistage import Multistage, Stage
 from guidance.perturbed import PerturbedAttention, SmoothedEnergy
 from guidance.probe import Probe
 from guidance.rescale import Rescale
+from guidance.sag import SelfAttention
 from guidance.samg import SpatiallyAdaptive
 from guidance.segmentation_free import SegmentationFree
 from guidance.smc import SlidingMode
@@ -35,6 +36,7 @@ __all__ = [
     "Probe",
     "Rescale",
     "SegmentationFree",
+    "SelfAttention",
     "SlidingMode",
     "SmoothedEnergy",
     "SpatiallyAdaptive",

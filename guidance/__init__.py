@@ -3,6 +3,7 @@ from guidance.autoguidance import Autoguidance
 from guidance.branch import Branch, Guidance, Wrapper, guided
 from guidance.cdg import Degraded
 from guidance.cfg import ClassifierFree
+from guidance.cfg_pp import Manifold
 from guidance.cfg_zero import OptimizedScale
 from guidance.fdg import FrequencyDecoupled
 from guidance.icg import Independent
@@ -29,6 +30,7 @@ __all__ = [
     "Independent",
     "Interval",
     "Linear",
+    "Manifold",
     "Mix",
     "Multistage",
     "OptimizedScale",

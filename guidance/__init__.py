@@ -5,16 +5,19 @@ from guidance.cdg import Degraded
 from guidance.cfg import ClassifierFree
 from guidance.cfg_pp import Manifold
 from guidance.cfg_zero import OptimizedScale
+from guidance.dynamic_threshold import DynamicThreshold
 from guidance.fdg import FrequencyDecoupled
 from guidance.icg import Independent
 from guidance.interval import Interval
 from guidance.mix import Linear, Mix
+from guidance.momentum import Momentum
 from guidance.multistage import Multistage, Stage
 from guidance.perturbed import PerturbedAttention, SmoothedEnergy
 from guidance.probe import Probe
 from guidance.rescale import Rescale
 from guidance.sag import SelfAttention
 from guidance.samg import SpatiallyAdaptive
+from guidance.scheduled import Beta, Cosine, Ramp, Scheduled, Table
 from guidance.segmentation_free import SegmentationFree
 from guidance.smc import SlidingMode
 from guidance.tcfg import Tangential
@@ -22,9 +25,12 @@ from guidance.tcfg import Tangential
 __all__ = [
     "AdaptiveProjected",
     "Autoguidance",
+    "Beta",
     "Branch",
     "ClassifierFree",
+    "Cosine",
     "Degraded",
+    "DynamicThreshold",
     "FrequencyDecoupled",
     "Guidance",
     "Independent",
@@ -32,17 +38,21 @@ __all__ = [
     "Linear",
     "Manifold",
     "Mix",
+    "Momentum",
     "Multistage",
     "OptimizedScale",
     "PerturbedAttention",
     "Probe",
+    "Ramp",
     "Rescale",
+    "Scheduled",
     "SegmentationFree",
     "SelfAttention",
     "SlidingMode",
     "SmoothedEnergy",
     "SpatiallyAdaptive",
     "Stage",
+    "Table",
     "Tangential",
     "Wrapper",
     "guided",

@@ -1,10 +1,12 @@
 from guidance.apg import AdaptiveProjected
 from guidance.autoguidance import Autoguidance
 from guidance.branch import Branch, Guidance, Wrapper, guided
+from guidance.cads import ConditionAnnealed
 from guidance.cdg import Degraded
 from guidance.cfg import ClassifierFree
 from guidance.cfg_pp import Manifold
 from guidance.cfg_zero import OptimizedScale
+from guidance.composable import Composable, Part, PerpNeg
 from guidance.dynamic_threshold import DynamicThreshold
 from guidance.fdg import FrequencyDecoupled
 from guidance.icg import Independent
@@ -28,6 +30,8 @@ __all__ = [
     "Beta",
     "Branch",
     "ClassifierFree",
+    "Composable",
+    "ConditionAnnealed",
     "Cosine",
     "Degraded",
     "DynamicThreshold",
@@ -41,6 +45,8 @@ __all__ = [
     "Momentum",
     "Multistage",
     "OptimizedScale",
+    "Part",
+    "PerpNeg",
     "PerturbedAttention",
     "Probe",
     "Ramp",

@@ -8,6 +8,7 @@ from guidance.cfg_pp import Manifold
 from guidance.cfg_zero import OptimizedScale
 from guidance.composable import Composable, Part, PerpNeg
 from guidance.dynamic_threshold import DynamicThreshold
+from guidance.everywhere import AttentionTemperature, FreeU, SparseCross
 from guidance.fdg import FrequencyDecoupled
 from guidance.icg import Independent
 from guidance.interval import Interval
@@ -26,6 +27,7 @@ from guidance.tcfg import Tangential
 
 __all__ = [
     "AdaptiveProjected",
+    "AttentionTemperature",
     "Autoguidance",
     "Beta",
     "Branch",
@@ -35,6 +37,7 @@ __all__ = [
     "Cosine",
     "Degraded",
     "DynamicThreshold",
+    "FreeU",
     "FrequencyDecoupled",
     "Guidance",
     "Independent",
@@ -56,6 +59,7 @@ __all__ = [
     "SelfAttention",
     "SlidingMode",
     "SmoothedEnergy",
+    "SparseCross",
     "SpatiallyAdaptive",
     "Stage",
     "Table",

@@ -20,6 +20,7 @@ from guidance.probe import Probe
 from guidance.rescale import Rescale
 from guidance.sag import SelfAttention
 from guidance.samg import SpatiallyAdaptive
+from guidance.scfg import SemanticAware
 from guidance.scheduled import Beta, Cosine, Ramp, Scheduled, Table
 from guidance.segmentation_free import SegmentationFree
 from guidance.smc import SlidingMode
@@ -57,6 +58,7 @@ __all__ = [
     "Scheduled",
     "SegmentationFree",
     "SelfAttention",
+    "SemanticAware",
     "SlidingMode",
     "SmoothedEnergy",
     "SparseCross",

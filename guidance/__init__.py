@@ -1,4 +1,5 @@
 from guidance.apg import AdaptiveProjected
+from guidance.attend_and_excite import AttendAndExcite
 from guidance.autoguidance import Autoguidance
 from guidance.branch import Branch, Guidance, Wrapper, guided
 from guidance.cads import ConditionAnnealed
@@ -28,6 +29,7 @@ from guidance.tcfg import Tangential
 
 __all__ = [
     "AdaptiveProjected",
+    "AttendAndExcite",
     "AttentionTemperature",
     "Autoguidance",
     "Beta",

@@ -10,8 +10,8 @@ from samplers.schedule import Noise, Step
 def dpmpp_2m_sde(
     denoise: Denoise, x_T: Tensor, steps: Sequence[Step], noise: Noise | None = None
 ) -> Iterator[tuple[Step, Tensor, Tensor]]:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, its section on SDEs): DDIM with eta = 1 and a second-order
-    x_0. Yields (step, x_t, x_0) after each step.
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, its section on SDEs): DDIM with eta = 1 and an x_0 of
+    second order. Yields (step, x_t, x_0) after each step.
 
     denoise  denoise(x_t, step) -> (x_0, eps) [B, ...], guidance included
     x_T      [B, ...], standard normal

@@ -10,7 +10,7 @@ from samplers.schedule import Noise, Step
 def euler_ancestral(
     denoise: Denoise, x_T: Tensor, steps: Sequence[Step], noise: Noise | None = None
 ) -> Iterator[tuple[Step, Tensor, Tensor]]:
-    """Euler ancestral (Crowson 2022, k-diffusion): Euler's method to a level below the next, and new noise up from there.
+    """Euler ancestral (Crowson 2022, k-diffusion): Euler's method to a level below the next, and new noise up to it.
     It is DDIM with eta = 1, in sigma. Yields (step, x_t, x_0) after each step.
 
     denoise  denoise(x_t, step) -> (x_0, eps) [B, ...], guidance included

@@ -10,8 +10,8 @@ from samplers.schedule import Noise, Step
 def heun(
     denoise: Denoise, x_T: Tensor, steps: Sequence[Step], noise: Noise | None = None
 ) -> Iterator[tuple[Step, Tensor, Tensor]]:
-    """Heun's method, of second order, on the probability-flow ODE dy = eps dsigma, y = x_t / signal_t (Karras et al. 2022,
-    algorithm 1). Yields (step, x_t, x_0) after each step; x_0 is that of the first of its two evaluations.
+    """Heun's method, of second order, on the probability-flow ODE dy = eps dsigma, y = x_t / signal_t (Karras et al.
+    2022, algorithm 1). Yields (step, x_t, x_0) after each step; x_0 is that of the first of its two evaluations.
 
     denoise  denoise(x_t, step) -> (x_0, eps) [B, ...], guidance included; the second evaluation has step.stage 1
     x_T      [B, ...], standard normal

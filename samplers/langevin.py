@@ -26,8 +26,9 @@ def langevin(
     corrections  moves y += alpha / 2 score + sqrt(alpha) z at each level that a step leads to
     step_size    alpha = step_size sigma^2: the paper's rule, whose eps / sigma_L^2 is 2e-5 / 0.01^2 = 0.2
     snr          null: annealed, a step takes y as it is to the next level. A number r, 0.16 in the paper: a step is
-                 ancestral, and alpha = 4 (r |z| / |score|)^2 (algorithm 4), each image by itself
-    A level without noise is reached by Tweedie's formula; a step from a level without signal is DDIM's.
+                 ancestral, and alpha = (2 r sigma)^2, that is algorithm 4's (2 r |z| / |score|)^2 with the norms that
+                 noise alone has, |z| = sigma |score|, so that no image's step depends on its batch
+    A step to a level without noise gives x_0 (Tweedie's formula); one from a level without signal is DDIM's.
     Raises ValueError without noise, and for corrections or a step size of 0 or less.
     """
     if noise is None:
@@ -37,16 +38,15 @@ def langevin(
     x_t = x_T
     for step in steps:
         x_0, eps = denoise(x_t, step)
-        down = step.to.noise if snr is None or not step.now.signal else step.to.noise * step.to.sigma / step.now.sigma
-        x_t = step.to.signal * x_0 + down * eps
-        if snr is None and step.now.signal and step.to.noise:
-            x_t = step.to.signal * (x_0 + step.now.sigma * eps)
-        if down < step.to.noise:
-            x_t = x_t + sqrt(step.to.noise**2 - down**2) * noise()
+        if not step.now.signal or not step.to.noise:
+            x_t = step.to.signal * x_0 + step.to.noise * eps
+        elif snr is None:
+            x_t = step.to.signal * (x_0 + step.now.sigma * eps)  # y stays
+        else:
+            down = step.to.noise * step.to.sigma / step.now.sigma
+            x_t = step.to.signal * x_0 + down * eps + sqrt(step.to.noise**2 - down**2) * noise()
         for _ in range(corrections if step.to.noise else 0):
             x_0_to, eps_to = denoise(x_t, replace(step, now=step.to, stage=1))
-            z = noise()
-            rows = z.flatten(1).norm(dim=1) / eps_to.flatten(1).norm(dim=1)
-            half = step_size / 2 if snr is None else 2 * (snr * rows.reshape(-1, *[1] * (z.ndim - 1))) ** 2
-            x_t = step.to.x_t(x_0_to, (1 - half) * eps_to + (2 * half) ** 0.5 * z)  # half: alpha / (2 sigma^2)
+            half = step_size / 2 if snr is None else 2 * snr**2  # alpha / (2 sigma^2)
+            x_t = step.to.x_t(x_0_to, (1 - half) * eps_to + sqrt(2 * half) * noise())  # score = -eps / noise_t
         yield step, x_t, x_0

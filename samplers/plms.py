@@ -13,8 +13,8 @@ ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 2
 def plms(
     denoise: Denoise, x_T: Tensor, steps: Sequence[Step], noise: Noise | None = None
 ) -> Iterator[tuple[Step, Tensor, Tensor]]:
-    """Pseudo linear multistep (Liu et al. 2022, arXiv 2202.09778), Stable Diffusion's first sampler: DDIM's step with an
-    eps extrapolated from the last four. Yields (step, x_t, x_0) after each step.
+    """Pseudo linear multistep (Liu et al. 2022, arXiv 2202.09778), Stable Diffusion's first sampler: DDIM's step with
+    an eps extrapolated from the last four. Yields (step, x_t, x_0) after each step.
 
     denoise  denoise(x_t, step) -> (x_0, eps) [B, ...], guidance included
     x_T      [B, ...], standard normal

@@ -10,8 +10,8 @@ from samplers.schedule import Noise, Step
 def unipc(
     denoise: Denoise, x_T: Tensor, steps: Sequence[Step], noise: Noise | None = None
 ) -> Iterator[tuple[Step, Tensor, Tensor]]:
-    """UniPC (Zhao et al. 2023, arXiv 2302.04867) of order 2, B(h) = exp(h) - 1 ("bh2"), on x_0: each
-    evaluation also corrects the x_t that it was made at. Yields (step, x_t, x_0) after each step.
+    """UniPC (Zhao et al. 2023, arXiv 2302.04867) of order 2, B(h) = exp(h) - 1 ("bh2"), on x_0: each evaluation also
+    corrects the x_t that it was made at. Yields (step, x_t, x_0) after each step.
 
     denoise  denoise(x_t, step) -> (x_0, eps) [B, ...], guidance included
     x_T      [B, ...], standard normal

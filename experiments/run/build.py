@@ -21,7 +21,7 @@ from ldm.attention import Edits
 from ldm.condition import Condition
 from ldm.config import ScheduleConfig
 from ldm.unet import UNet
-from samplers import Schedule, Step
+from samplers import Denoised, Schedule, Step
 from samplers.predict import Network
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -93,7 +93,13 @@ def sampler(cfg: DictConfig, config: ScheduleConfig) -> Callable[..., Iterator[t
     if not 0 <= cfg.get("eta", 0) <= 1:
         raise ValueError(f"sampler.eta={cfg.eta}: must be between 0 and 1")
     settings = {key: value for key, value in cfg.items() if key not in ("steps", "spacing", "final")}
-    return partial(create({"_partial_": True, **settings}, "sampler"), steps=steps(cfg, config))
+    made = partial(create({"_partial_": True, **settings}, "sampler"), steps=steps(cfg, config))
+    zero = torch.zeros(1)
+    try:  # its first step, on nothing: a sampler looks at its settings and steps as it begins
+        next(made(lambda x_t, step: Denoised(x_t, x_t), zero, noise=lambda: zero))
+    except TypeError as error:
+        raise ValueError(f"sampler: {error}") from error
+    return made
 
 
 def guidance(cfg: DictConfig) -> Guidance:

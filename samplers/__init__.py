@@ -1,4 +1,5 @@
 from samplers.ddim import ddim
+from samplers.ddim_inverse import ddim_inverse
 from samplers.ddpm import ddpm
 from samplers.dpmpp_2m import dpmpp_2m
 from samplers.dpmpp_2m_sde import dpmpp_2m_sde
@@ -25,6 +26,7 @@ __all__ = [
     "add_noise",
     "as_x_0",
     "ddim",
+    "ddim_inverse",
     "ddpm",
     "dpmpp_2m",
     "dpmpp_2m_sde",

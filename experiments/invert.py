@@ -25,8 +25,10 @@ def main(cfg: DictConfig) -> None:
         raise ValueError("give image=FILE and prompt='...', which says what the picture shows")
     if type(cfg.refinements) is not int or cfg.refinements < 0:
         raise ValueError(f"refinements={cfg.refinements}: must be a whole number, 0 or more")
+    if cfg.sampler._target_ != "samplers.ddim" or cfg.sampler.eta != 0:
+        raise ValueError("inversion undoes DDIM's steps, with no noise added: sampler=ddim sampler.eta=0")
     model = build.text_to_image(cfg.model, build.device(cfg.device), cfg.dtype)
-    steps = build.steps(cfg, model.config.schedule)
+    steps = build.steps(cfg.sampler, model.config.schedule)
     size = cfg.height or model.config.image_size, cfg.width or model.config.image_size
     model.latent_shape(*size)
     picture = read_picture(Path(cfg.image), *size)

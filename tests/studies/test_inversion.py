@@ -43,11 +43,12 @@ def test_sample_draws_the_picture_from_its_noise(
     picture: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     model = ["model=file", f"model.path={tiny_folder}", "prompt=x"]
-    back = ["steps=10", "refinements=1", "spacing=trailing", f"hydra.run.dir={tmp_path}/back"]
+    same = ["sampler.steps=10", "sampler.spacing=trailing"]
+    back = [*same, "refinements=1", f"hydra.run.dir={tmp_path}/back"]
     assert run(monkeypatch, experiments.invert, "invert", *model, f"image={picture}", *back) == 0
     said = capsys.readouterr().out
     assert {path.name for path in (tmp_path / "back").iterdir()} >= {"noise.safetensors", "again.png", "run.json"}
-    again = ["sampler.steps=10", "sampler.spacing=trailing", "guidance.scale=1", "save_latents=true"]
+    again = [*same, "guidance.scale=1", "save_latents=true"]
     again += [f"noise={tmp_path}/back/noise.safetensors", f"hydra.run.dir={tmp_path}/again"]
     assert run(monkeypatch, experiments.sample, "sample", *model, *again) == 0
     found, x_0 = (load_file(tmp_path / name)["x_0"] for name in ("again/latents.safetensors", "back/noise.safetensors"))
@@ -64,7 +65,9 @@ def test_sample_draws_the_picture_from_its_noise(
         (["image=pyproject.toml"], "image=pyproject.toml: not a picture"),
         (["image=null"], "give image=FILE and prompt="),
         (["refinements=-1"], "refinements=-1: must be a whole number"),
-        (["steps=0"], "0 sampling steps"),
+        (["sampler.steps=0"], "0 sampling steps"),
+        (["sampler=heun"], "inversion undoes DDIM's steps"),
+        (["sampler.eta=0.5"], "inversion undoes DDIM's steps"),
         (["scale=-1"], "scale=-1"),
     ],
 )

@@ -33,7 +33,7 @@ def test_a_picture(sample: Callable[..., Outcome], name: str) -> None:
     ("overrides", "said"),
     [
         (["sampler=euler", "sampler.s_churn=-1"], "s_churn=-1: must be at least 0"),
-        (["sampler=euler", "sampler.s_churn=much"], "sampler: '>=' not supported"),
+        (["sampler=euler", "sampler.s_churn=much"], "sampler.s_churn=much: must be a number"),
         (["sampler=lms", "sampler.order=9"], "order=9: must be 1, 2, 3 or 4"),
         (["sampler=langevin", "sampler.step_size=0"], "step_size=0, snr=None: must be above 0"),
         (["sampler=heun", "sampler.steps=0"], "0 sampling steps"),

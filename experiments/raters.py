@@ -110,7 +110,7 @@ def opened(cfg: DictConfig) -> Store:
 
 def address(cfg: DictConfig) -> Any:
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
-        raise UserError(f"action={cfg.action}: needs the extra raters: pip install 'ldm-guidance[raters]'")
+        raise UserError(f"action={cfg.action}: needs the extra raters: pip install -e '.[raters]'")
     from experiments.rating import server
 
     return server.address(cfg.host, cfg.port, cfg.public, cfg.url)

@@ -31,11 +31,11 @@ from experiments.run.prompts import suite
 
 def main(cfg: DictConfig) -> None:
     """Raises UserError for too few prompts, for a wrong setting, and for a run without the scores asked for."""
+    if cfg.repeats < 1:
+        raise UserError(f"repeats={cfg.repeats}: must be a whole number of at least 1")
     prompts = suite(cfg.prompts)
     if len(prompts) < 2 * SMALLEST:
         raise UserError(f"{len(prompts)} prompts: a curve needs at least {2 * SMALLEST}")
-    if type(cfg.repeats) is not int or cfg.repeats < 1:
-        raise UserError(f"repeats={cfg.repeats}: must be a whole number of at least 1")
 
     embeddings = text_embeddings([str(prompt.text) for prompt in prompts], cfg)
     curve = distance_curve(embeddings, cfg.repeats, cfg.seed)

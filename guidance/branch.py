@@ -158,7 +158,7 @@ def guided(
 
 
 def begun_anew(value: Any) -> Any:
-    """A guidance as it begins: every nested dataclass that is, or holds, a guidance made again from its arguments.
+    """A guidance as it begins: every nested dataclass that is, or holds, a guidance or a mix rule, made again.
 
     Its fields of init=False are empty then; all else, such as stores, edits and networks, is shared.
     """
@@ -172,14 +172,16 @@ def begun_anew(value: Any) -> Any:
 
 
 def holds_guidance(value: Any) -> bool:
-    """Whether a value is a guidance, or holds one in a list, a mapping or a field of a dataclass."""
+    """Whether a value is a guidance or a mix rule, or holds one in a list, a mapping or a field of a dataclass."""
     if isinstance(value, tuple | list):
         return any(map(holds_guidance, value))
     if isinstance(value, dict):
         return any(map(holds_guidance, value.values()))
     if isinstance(value, type) or not is_dataclass(value):
         return False
-    return hasattr(value, "combine") or any(holds_guidance(getattr(value, f.name)) for f in fields(value) if f.init)
+    if hasattr(value, "combine") or hasattr(value, "push"):
+        return True
+    return any(holds_guidance(getattr(value, f.name)) for f in fields(value) if f.init)
 
 
 def check_number(name: str, value: float, most: float = float("inf")) -> None:

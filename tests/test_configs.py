@@ -22,7 +22,11 @@ def composed(*overrides: str) -> DictConfig:
         return compose("sample", list(overrides))
 
 
-REQUIRED = {"multistage": ["guidance.stages=[{prompt: x, steps: 1.0}]"]}
+REQUIRED = {
+    "multistage": ["guidance.stages=[{prompt: x, steps: 1.0}]"],
+    "composable": ["guidance.others=[{prompt: x, weight: 1.0}]"],
+    "perp_neg": ["guidance.negatives=[{prompt: x, weight: 1.0}]"],
+}
 
 
 @pytest.mark.parametrize("name", names("guidance"))

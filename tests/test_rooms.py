@@ -120,7 +120,10 @@ def test_the_model_imports_no_reader() -> None:
         assert path.name == "__init__.py" or not any(name.startswith("ldm.files") for name in imports(path)), path
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmpp_2m"])
+SAMPLERS = sorted({path.stem for path in (ROOT / "conf" / "sampler").glob("*.yaml")} | {"ddim_inverse"})
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampler_is_one_function_of_at_most_30_lines(name: str) -> None:
     tree = ast.parse((ROOT / "samplers" / f"{name}.py").read_text())
     (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]

@@ -27,6 +27,7 @@ from experiments.rating.study import Item, Slot, Study
 Shown = tuple[Unit, int, int | None]  # whose picture it is: unit, method, and the seed of noise over it, if any
 Trial = tuple[int, tuple[int, ...]]  # an item, and the order of what it shows
 SECONDS = 8  # of an answer, for the time that raters are told
+LONG = 20 * 60 // SECONDS  # trials of a sitting that is too long
 NOISE = 100.0  # standard deviation, of 255 grey values, that spoils a picture
 
 
@@ -298,7 +299,7 @@ def study(cfg: dict[str, Any]) -> tuple[Study, Items]:
     subset, captions = (Path(cfg[key]) if cfg[key] is not None else None for key in ("subset", "captions"))
     made = Items(join(sources, subset, captions, cfg["seeds"]) if sources else [], sources)
     slots = plans(made, kind, wanted)
-    minutes = math.ceil(max(len(slot.plan) for slot in slots) * SECONDS / 60)
+    minutes = minutes_of(max(len(slot.plan) for slot in slots))
     return Study(
         kind=cfg["kind"],
         title=cfg["title"],
@@ -361,6 +362,10 @@ def texts(about: dict[str, str], minutes: int, pictures: bool) -> dict[str, list
     return {"information": information, "instructions": instructions}
 
 
+def minutes_of(trials: int) -> int:
+    return math.ceil(trials * SECONDS / 60)
+
+
 def described(study: Study) -> str:
     """Returns what was made, and the study's power, as lines to print."""
     roles = Counter(item.role for item in study.items)
@@ -372,7 +377,10 @@ def described(study: Study) -> str:
         }
         prompts = {prompt for _, prompt in seen}
         trials = sorted({len(slot.plan) for slot in slots})
-        lines.append(f"group {group}: {len(slots)} raters, {' or '.join(map(str, trials))} trials each")
+        told = f"group {group}: {len(slots)} raters, {' or '.join(map(str, trials))} trials each"
+        lines.append(
+            f"{told}, about {minutes_of(trials[-1])} minutes" + ", longer than people attend" * (trials[-1] > LONG)
+        )
         each = round(len(seen) / len(prompts))
         lines.append(str(study.asks.analysis.power(len(study.methods), Design(len(prompts), len(slots), each))))
     return "\n".join(lines)

@@ -1,7 +1,5 @@
 """The page of a study's results: one file that needs no other and no network."""
 
-import base64
-import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +9,12 @@ from PIL import Image
 
 from experiments.metrics.estimates import Estimate
 from experiments.metrics.folders import UNREADABLE, read
+from experiments.pictures import webp_uri
 from experiments.rating.analysis import Analysed, Disputed
 from experiments.rating.study import Study
 from experiments.rating.tables import Labels, Table
 
 THUMBNAIL = 256  # pixels of the longer side, at most
-LOSSLESS = 96  # pictures no larger than this keep every pixel
 SHADES = 5  # of the bars' colours that go from one side to the other, or from low to high
 PERCENT = "\N{NARROW NO-BREAK SPACE}%"
 WRITTEN = 0.09  # a part of a bar that is smaller has no room for its number
@@ -89,13 +87,18 @@ def render(study: Study, name: str, pictures: Path, found: Analysed, labels: Lab
 def number(value: float, unit: str) -> str:
     """Returns a value as the page writes it."""
     text = f"{value:.2f}" if unit == "number" else f"{100 * value:.1f}{PERCENT}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return typeset(text)
 
 
 def mark(value: float, unit: str) -> str:
     """Returns a value as an axis writes it."""
     text = f"{value:.1f}" if unit == "number" else f"{100 * value:.0f}{PERCENT}"
-    return text.replace("-", "\N{MINUS SIGN}")
+    return typeset(text)
+
+
+def typeset(number: str) -> str:
+    """Returns it with a minus, and zero without."""
+    return number.replace("-", "\N{MINUS SIGN}" if any(digit in number for digit in "123456789") else "")
 
 
 def cell(e: Estimate, unit: str) -> str:
@@ -174,6 +177,4 @@ def embedded(label: str, path: Path) -> Picture:
     except UNREADABLE:
         return Picture(label, None, (THUMBNAIL, THUMBNAIL))
     image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, format="WEBP", lossless=max(image.size) <= LOSSLESS, quality=90)
-    return Picture(label, f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", image.size)
+    return Picture(label, webp_uri(image, 90), image.size)

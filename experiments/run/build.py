@@ -25,7 +25,7 @@ from ldm.attention import Edits
 from ldm.condition import Condition
 from ldm.config import ScheduleConfig
 from ldm.unet import UNet
-from samplers import Schedule, Step, as_x_0
+from samplers import Denoised, Schedule, Step, as_x_0
 from samplers.predict import Network, Predict
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -149,6 +149,7 @@ def machine(cfg: DictConfig) -> Machine:
     others = {name: another(made, f"networks.{name}", path) for name, path in paths.items()}
     networks = {name: predictor(one, cfg.get("compile", False)) for name, one in {"main": made, **others}.items()}
     through = steps(cfg.sampler, made.config.schedule)
+    check_start(draws, through)
     return Machine(made, others, networks, guides, draws, through, cfg.get("max_batch"))
 
 
@@ -232,6 +233,13 @@ def sampler(cfg: DictConfig) -> Callable[..., Moments]:
     if not 0 <= cfg.get("eta", 0) <= 1:
         raise UserError(f"sampler.eta={cfg.eta}: must be between 0 and 1")
     return made
+
+
+def check_start(sampler: Callable[..., Moments], steps: Sequence[Step]) -> None:
+    """Raises UserError if a sampler cannot take its settings or these steps: it looks at them as it begins."""
+    nothing = torch.zeros(1)
+    with as_user_error("sampler: "):
+        next(sampler(lambda x_t, step: Denoised(x_t, x_t), nothing, steps, noise=lambda: nothing))
 
 
 def guidance(cfg: DictConfig) -> Guidance:

@@ -188,6 +188,8 @@ def check_arguments(settings: Mapping[Any, Any], name: str) -> None:
 
 def kind_of(hint: Any) -> Kind:
     """What a config may give to an argument with this annotation; anything for annotations that no config can spell."""
+    if get_origin(hint) is Callable:
+        return made("function")
     arguments = [kind_of(argument) for argument in get_args(hint) if argument is not Ellipsis]
     if hint in PLAIN:
         return PLAIN[hint]

@@ -4,8 +4,6 @@ The page is one file that needs no other and no network: claims, pictures of the
 attention maps, and every number with its interval.
 """
 
-import base64
-import io
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ from PIL import Image
 
 from experiments import files
 from experiments.metrics.folders import UNREADABLE, read
+from experiments.pictures import svg_uri, webp_uri
 from experiments.sweeps import figures
 from experiments.sweeps.claims import p_text, verdicts
 from experiments.sweeps.figures import Drawn, evenly, other_axes, setting_text, short, unique, value_text
@@ -25,7 +24,6 @@ from experiments.sweeps.folder import Cell, Sweep, open_sweep, with_planned
 from experiments.sweeps.provenance import not_alike
 
 THUMBNAIL, SHEET = 256, 1400  # pixels of the longer side, at most
-LOSSLESS = 96  # pictures no larger than this keep every pixel
 MAPS = 8  # cells whose attention is shown
 
 
@@ -259,17 +257,7 @@ def embedded(path: Path, side: int, quality: int, alt: str = "", title: str = ""
     except UNREADABLE:
         return None
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, format="WEBP", lossless=max(image.size) <= LOSSLESS, quality=quality)
-    return Picture(data_uri("image/webp", file.getvalue()), image.size, alt, title)
-
-
-def svg_uri(svg: bytes) -> str:
-    return data_uri("image/svg+xml", svg)
-
-
-def data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return Picture(webp_uri(image, quality), image.size, alt, title)
 
 
 def curves(sweep: Sweep) -> list[Curve]:

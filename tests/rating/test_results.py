@@ -10,6 +10,7 @@ from kit import MakeStudy, stored
 
 from experiments.rating.analyse import analyse
 from experiments.rating.export import export
+from experiments.rating.results import number
 from experiments.rating.store import Answer
 from experiments.rating.study import Study, open_study
 
@@ -90,6 +91,14 @@ def test_the_disputed_are_shown_with_their_pictures(results: Path) -> None:
     assert page.count('class="dispute"') == len(disputed)
     assert page.count("<img ") == 2 * len(disputed)
     assert "5 × new slightly better" in page
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [(-0.004, "number", "0.00"), (-0.006, "number", "−0.01"), (-0.0004, "share", "0.0 %"), (0.2, "share", "20.0 %")],
+)
+def test_numbers_as_the_page_writes_them(value: float, unit: str, text: str) -> None:
+    assert number(value, unit) == text.replace(" ", "\N{NARROW NO-BREAK SPACE}").replace("−", "\N{MINUS SIGN}")
 
 
 def test_a_picture_that_is_gone_leaves_a_gap(study: Path, results: Path, tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ def euler(
     denoise  denoise(x_t, step) -> (x_0, eps) [B, ...], guidance included
     x_T      [B, ...], standard normal
     noise    () -> standard normal [B, ...]; called only in steps that add noise
-    s_churn  0: deterministic, and DDIM; else a step adds sigma (sqrt(2) - 1) s_churn / n of noise, s_churn / n at most
-    The churn is an Euler-Maruyama step of the paper's eq. 6, as in diffusers: the network is asked at the step's own
-    level. Algorithm 2 asks it after the noise, at a level between the steps, whose t no step knows.
+    s_churn  0: deterministic, and DDIM. Above: a step begins by raising sigma by the factor 1 + gamma,
+             gamma = min(s_churn / n, sqrt(2) - 1), and comes down from there
+    The churn is as in diffusers, an Euler-Maruyama step of the paper's eq. 6: the network is asked before the noise,
+    at the step's own level. Algorithm 2 asks it after the noise, at a level whose t no step knows. So the last step
+    leaves some noise, sqrt(2 gamma) of its sigma, even where it ends clean.
     Raises ValueError for s_churn below 0, and for one above 0 without noise.
     """
     if not s_churn >= 0:

@@ -21,10 +21,10 @@ def unipc(
     x_t, known = x_T, list[tuple[Tensor, float]]()  # x_0 of a step and its h in log(signal / noise), the newest first
     for step in steps:
         x_0, eps = denoise(x_t, step)
-        correction = 0.0 * x_0  # of x_t = signal_t x_0 + noise_t eps
+        correction: Tensor | float = 0.0  # of x_t = signal_t x_0 + noise_t eps
         if known:
             x_0_1, h_1 = known[0]
-            rho, change = 0.5, 0.0 * x_0
+            rho, change = 0.5, 0.0 * x_0_1
             if len(known) == 2:
                 x_0_2, h_2 = known[1]
                 phi = expm1(-h_1) / -h_1 - 1

@@ -3,15 +3,15 @@ from guidance.attend_and_excite import AttendAndExcite
 from guidance.autoguidance import Autoguidance
 from guidance.branch import Branch, Guidance, Wrapper, guided
 from guidance.cads import ConditionAnnealed
-from guidance.cdg import Degraded
+from guidance.cdg import DegradedCondition
 from guidance.cfg import ClassifierFree
-from guidance.cfg_pp import Manifold
+from guidance.cfg_pp import CFGPlusPlus
 from guidance.cfg_zero import OptimizedScale
 from guidance.composable import Composable, Part, PerpNeg
 from guidance.dynamic_threshold import DynamicThreshold
 from guidance.everywhere import AttentionTemperature, FreeU, SparseCross
 from guidance.fdg import FrequencyDecoupled
-from guidance.icg import Independent
+from guidance.icg import IndependentCondition
 from guidance.interval import Interval
 from guidance.mix import Linear, Mix
 from guidance.momentum import Momentum
@@ -19,7 +19,7 @@ from guidance.multistage import Multistage, Stage
 from guidance.perturbed import PerturbedAttention, SmoothedEnergy
 from guidance.probe import Probe
 from guidance.rescale import Rescale
-from guidance.sag import SelfAttention
+from guidance.sag import SelfAttentionGuidance
 from guidance.samg import SpatiallyAdaptive
 from guidance.scfg import SemanticAware
 from guidance.scheduled import Beta, Cosine, Ramp, Scheduled, Table
@@ -38,15 +38,15 @@ __all__ = [
     "Composable",
     "ConditionAnnealed",
     "Cosine",
-    "Degraded",
+    "DegradedCondition",
     "DynamicThreshold",
     "FreeU",
     "FrequencyDecoupled",
     "Guidance",
-    "Independent",
+    "IndependentCondition",
     "Interval",
     "Linear",
-    "Manifold",
+    "CFGPlusPlus",
     "Mix",
     "Momentum",
     "Multistage",
@@ -59,7 +59,7 @@ __all__ = [
     "Rescale",
     "Scheduled",
     "SegmentationFree",
-    "SelfAttention",
+    "SelfAttentionGuidance",
     "SemanticAware",
     "SlidingMode",
     "SmoothedEnergy",

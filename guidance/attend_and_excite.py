@@ -6,20 +6,19 @@ import torch
 from torch import Tensor
 
 from guidance.branch import Branch, Wrapper, check_number, combined, more
-from guidance.edits import record
+from guidance.edits import is_small, record
 from guidance.filters import SOFT, smooth
 from ldm.attention import Site, is_cross
 from ldm.condition import Condition, Conditions
 from samplers.predict import Denoised
 from samplers.schedule import Step
 
-LARGEST = 32 * 32  # patches of a map worth its memory
 FUNCTION_WORDS = re.compile("a|an|and|are|as|at|by|for|from|in|into|is|it|its|next|of|on|or|the|to|with")
 
 
 @dataclass(frozen=True)
 class AttendAndExcite(Wrapper):
-    """Attend-and-Excite (Chefer et al. 2023, arXiv 2301.13826, algorithms 1, 2): x_t moves until each word is seen.
+    """Attend-and-Excite (Chefer et al. 2023, arXiv 2301.13826, algorithm 1): x_t moves until each word is seen.
 
     Before a step, x_t goes down the gradient of max over words of 1 - max over patches of the word's cross-attention;
     then `inner` guides from there. One pass with a gradient more in the first steps, up to `rounds` more in some.
@@ -53,7 +52,7 @@ class AttendAndExcite(Wrapper):
         self.maps[site.name] = (site, weights)
 
     def looked_at(self, branch: Branch) -> Branch:
-        look = record(self.see, lambda site: is_cross(site) and site.height * site.width <= LARGEST)
+        look = record(self.see, lambda site: is_cross(site) and is_small(site))
         return replace(branch, edits=(*branch.edits, look), gradient=True)
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:

@@ -11,7 +11,7 @@ from samplers.schedule import Step
 
 @dataclass(frozen=True)
 class ConditionAnnealed(Wrapper):
-    """Condition-annealed sampling, CADS (Sadat et al. 2023, arXiv 2310.17347, section 3): conditions begin as noise.
+    """Condition-annealed sampling, CADS (Sadat et al. 2023, arXiv 2310.17347): conditions begin as noise.
 
     y <- sqrt(gamma) y + s sqrt(1 - gamma) n, brought back to y's mean and standard deviation, and mixed with itself
     before that by psi. It changes what passes are told, not how they join: in no space, at no cost.

@@ -10,7 +10,7 @@ from samplers.schedule import Step
 
 
 @dataclass(frozen=True)
-class Degraded(Against):
+class DegradedCondition(Against):
     """Condition-degradation guidance, CDG (arXiv 2603.10780, CVPR 2026): away from the prompt without its words.
 
     p + g (c - p), p under the prompt's embedding whose words' tokens are the empty prompt's, while BOS, EOS and

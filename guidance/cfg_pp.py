@@ -10,7 +10,7 @@ from samplers.schedule import Step
 
 
 @dataclass(frozen=True)
-class Manifold:
+class CFGPlusPlus:
     """CFG++ (Chung et al. 2024, arXiv 2406.08070, algorithm 2): guided x_0, and the noise of the negative pass.
 
     x_0 = u + lambda (c - u), and the sampler goes on with u's eps: any sampler does. Linear, so in any space; two

@@ -10,7 +10,7 @@ from samplers.schedule import Step
 
 @dataclass(frozen=True)
 class OptimizedScale:
-    """The rule of CFG-Zero* (Fan et al. 2025, arXiv 2503.18886, algorithm 1), in eps; two passes.
+    """The rule of CFG-Zero* (Fan et al. 2025, arXiv 2503.18886), in eps; two passes.
 
     The weak estimate is scaled to come nearest to the conditional, s = <c, u> / |u|^2: s u + g (c - s u).
     zero_steps  in the first steps, a count (int) or a fraction (float), eps is 0: nothing moves but by the schedule.

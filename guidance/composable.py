@@ -29,7 +29,7 @@ def parts(name: str, given: Sequence[Part | Mapping[str, Any]]) -> tuple[Part, .
 
 @dataclass(frozen=True)
 class Composable:
-    """Composable diffusion (Liu et al. 2022, arXiv 2206.01714, eq. 11): u + sum_i w_i (c_i - u).
+    """Composable diffusion (Liu et al. 2022, arXiv 2206.01714): u + sum_i w_i (c_i - u).
 
     scale   w of the image's own prompt
     others  further prompts, as Part or as mappings of its fields: a weight above 0 is AND, one below 0 NOT
@@ -55,7 +55,7 @@ class Composable:
 
 @dataclass(frozen=True)
 class PerpNeg:
-    """Perp-Neg (Armandpour et al. 2023, arXiv 2304.04968, eq. 8): of a negative prompt only what the prompt lacks.
+    """Perp-Neg (Armandpour et al. 2023, arXiv 2304.04968): of a negative prompt only what the prompt lacks.
 
     u + g (d - sum_j w_j n_j'), d = c - u, and n_j' the part of n_j - u perpendicular to d, image by image. Linear in
     each step's estimates, so in any space; 2 passes and one for each negative prompt.

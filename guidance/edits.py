@@ -10,6 +10,12 @@ from torch import Tensor
 from ldm.attention import AttentionEdit, Site, is_cross
 from ldm.condition import Condition, Span
 
+LARGEST_MAP = 32 * 32  # patches of a map worth its memory, where a guidance needs maps of many layers
+
+
+def is_small(site: Site) -> bool:
+    return site.height * site.width <= LARGEST_MAP
+
 
 def scale_strongest(
     factor: float, argmax: str = "head", words: Sequence[Sequence[Span]] | None = None

@@ -101,7 +101,7 @@ class AttentionTemperature(Everywhere):
 
 @dataclass(frozen=True)
 class FreeU(Everywhere):
-    """FreeU (Si et al. 2023, arXiv 2309.11497, eq. 4-6, the authors' first version): a stronger stream, weaker skips.
+    """FreeU (Si et al. 2023, arXiv 2309.11497, the authors' first version): a stronger stream, weaker skips.
 
     Where a block on the way up joins the two, the first half of the stream's channels is multiplied by b, and the
     lowest frequencies of the skip by s. In no space; no pass more.

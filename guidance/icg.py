@@ -9,8 +9,8 @@ from samplers.schedule import Step
 
 
 @dataclass(frozen=True)
-class Independent(Against):
-    """Independent condition guidance (Sadat et al. 2024, arXiv 2407.02687, section 4): needs no empty prompt.
+class IndependentCondition(Against):
+    """Independent condition guidance (Sadat et al. 2024, arXiv 2407.02687): needs no empty prompt.
 
     p + g (c - p), p under a condition that has nothing to do with x_t: Gaussian, with the mean and the standard
     deviation of the prompt's own embedding, drawn in each step from the image's stream. Linear, so in any space; two

@@ -23,7 +23,8 @@ class Perturbed(Wrapper):
 
     inner   classifier-free at scale 1 leaves cond + s (cond - perturbed), of two passes
     scale   s; 0 is `inner`
-    layers  dotted names of the U-Net's blocks, as they begin, whose self-attention is perturbed
+    layers  dotted names of the U-Net's blocks, as they begin, whose self-attention is perturbed. The mid block is the
+            papers'; where it has few patches, as in a small model, it changes next to nothing
     mix     the rule that applies the difference: `inner` + what it makes of cond at scale 1 + s, less cond
     """
 
@@ -54,7 +55,7 @@ class Perturbed(Wrapper):
 
 @dataclass(frozen=True)
 class PerturbedAttention(Perturbed):
-    """Perturbed-attention guidance, PAG (Ahn et al. 2024, arXiv 2403.17377, eq. 13): self-attention is the identity.
+    """Perturbed-attention guidance, PAG (Ahn et al. 2024, arXiv 2403.17377): self-attention is the identity.
 
     u + w (c - u) + s (c - p), linear, so in any space; three passes, two without classifier-free guidance. The authors'
     README takes w 4, s 3 for Stable Diffusion 1 and 2, and s 5 alone, in the mid block.
@@ -66,7 +67,7 @@ class PerturbedAttention(Perturbed):
 
 @dataclass(frozen=True)
 class SmoothedEnergy(Perturbed):
-    """Smoothed energy guidance, SEG (Hong 2024, arXiv 2408.00760, section 4): self-attention's queries are blurred.
+    """Smoothed energy guidance, SEG (Hong 2024, arXiv 2408.00760): self-attention's queries are blurred.
 
     u + w (c - u) + s (c - p), linear, so in any space; three passes, two without classifier-free guidance. Scores are
     linear in the queries, so blurring the logarithms of the weights over the grid of queries is the same.

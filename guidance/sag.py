@@ -16,7 +16,7 @@ from samplers.schedule import Step
 
 
 @dataclass(frozen=True)
-class SelfAttention(Wrapper):
+class SelfAttentionGuidance(Wrapper):
     """Self-attention guidance, SAG (Hong et al. 2022, arXiv 2210.00939, algorithm 1): away from a blurred picture.
 
     `inner` + s (eps(x_t, u) - eps(x~_t, u)), in eps; one pass more, after the others. x~_t is the negative pass's own

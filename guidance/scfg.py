@@ -5,13 +5,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guidance.branch import Branch, check_number
-from guidance.edits import record
+from guidance.edits import is_small, record
 from guidance.filters import SOFT, smooth
 from ldm.attention import AttentionEdit, Site
 from ldm.condition import Conditions
 from samplers.schedule import Step
-
-LARGEST = 32 * 32  # patches of a map worth its memory
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class SemanticAware:
         def store(site: Site, weights: Tensor) -> None:
             self.maps[name, site.name] = (site, weights.mean(dim=1))
 
-        return record(store, lambda site: site.height * site.width <= LARGEST)
+        return record(store, is_small)
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         if self.scale == 1:

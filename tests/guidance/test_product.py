@@ -13,16 +13,16 @@ from guidance import (
     AttendAndExcite,
     AttentionTemperature,
     Autoguidance,
+    CFGPlusPlus,
     ClassifierFree,
     ConditionAnnealed,
-    Degraded,
+    DegradedCondition,
     DynamicThreshold,
     FreeU,
     FrequencyDecoupled,
-    Independent,
+    IndependentCondition,
     Interval,
     Linear,
-    Manifold,
     Mix,
     Momentum,
     Multistage,
@@ -32,7 +32,7 @@ from guidance import (
     Rescale,
     Scheduled,
     SegmentationFree,
-    SelfAttention,
+    SelfAttentionGuidance,
     SlidingMode,
     SmoothedEnergy,
     SparseCross,
@@ -70,11 +70,11 @@ WEAK: dict[str, Callable[[Mix], Guidance]] = {
     "segmentation_free": lambda mix: SegmentationFree(3, 1, sf_scale=3, mix=mix),
     "pag": lambda mix: PerturbedAttention(ClassifierFree(2), 3, mix=mix),
     "seg": lambda mix: SmoothedEnergy(ClassifierFree(1), 3, mix=mix),
-    "sag": lambda mix: SelfAttention(ClassifierFree(2), 2, mix=mix),
+    "sag": lambda mix: SelfAttentionGuidance(ClassifierFree(2), 2, mix=mix),
     "autoguidance": lambda mix: Autoguidance(2, mix),
-    "icg": lambda mix: Independent(3, mix),
-    "cdg": lambda mix: Degraded(3, mix),
-    "cfg_pp": lambda mix: Manifold(0.6, mix),
+    "icg": lambda mix: IndependentCondition(3, mix),
+    "cdg": lambda mix: DegradedCondition(3, mix),
+    "cfg_pp": lambda mix: CFGPlusPlus(0.6, mix),
 }
 AROUND: dict[str, Callable[[Guidance], Guidance]] = {
     "stages": lambda inner: Multistage((Stage("a dragon", 1), Stage("a fish", 2)), inner),
@@ -91,7 +91,7 @@ AROUND: dict[str, Callable[[Guidance], Guidance]] = {
     "freeu": FreeU,
     "pag": PerturbedAttention,
     "seg": SmoothedEnergy,
-    "sag": SelfAttention,
+    "sag": SelfAttentionGuidance,
     "attend_and_excite": lambda inner: AttendAndExcite(inner, step_size=1.0, downscale=2, rounds=1),
 }
 
@@ -124,9 +124,9 @@ def test_every_rule_with_every_weak_pass(both: dict[str, UNet], weak: Callable[[
 @pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
 def test_everything_around_them(both: dict[str, UNet], around: Callable[[Guidance], Guidance]) -> None:
     """Stages, intervals, corrections, weak passes and edits: with rules that remember, a second round, and stages."""
-    inner = SelfAttention(SmoothedEnergy(ClassifierFree(3, RULES["apg"]), 2, ("up_blocks",), mix=RULES["smc"]))
+    inner = SelfAttentionGuidance(SmoothedEnergy(ClassifierFree(3, RULES["apg"]), 2, ("up_blocks",), mix=RULES["smc"]))
     for within in (inner, SegmentationFree(3, 1, sf_scale=3, mix=RULES["tcfg"]), WEAK["cfg_pp"](RULES["fdg"])):
-        if within is inner and around in (SmoothedEnergy, SelfAttention):
+        if within is inner and around in (SmoothedEnergy, SelfAttentionGuidance):
             within = inner.inner.inner  # a pass of a name of its own
         assert torch.equal(sampled(both, around(within)), sampled(both, around(within)))
     assert not RULES["apg"].memory and not RULES["smc"].memory and not inner.maps

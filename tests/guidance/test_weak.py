@@ -15,7 +15,7 @@ from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
 from diffusers.pipelines.deprecated.stable_diffusion_sag.pipeline_stable_diffusion_sag import StableDiffusionSAGPipeline
 from diffusers.utils.torch_utils import apply_freeu
 from reference import SCHEDULER, TINY_SD1, adopt, diffusers_unet
-from small import CONDITIONS, FOUR, NOISE, PROMPTS, SEEDS, SHAPE, STEPS, denoised, relative, run, small_unet
+from small import CONDITIONS, FOUR, NOISE, PROMPTS, SEEDS, SHAPE, STEPS, denoised, networks, relative, run, small_unet
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
@@ -25,35 +25,35 @@ from guidance import (
     Autoguidance,
     Beta,
     Branch,
+    CFGPlusPlus,
     ClassifierFree,
     Composable,
     ConditionAnnealed,
     Cosine,
-    Degraded,
+    DegradedCondition,
     DynamicThreshold,
     FreeU,
-    Independent,
-    Manifold,
+    IndependentCondition,
     Momentum,
     PerpNeg,
     PerturbedAttention,
     Ramp,
     Scheduled,
     SegmentationFree,
-    SelfAttention,
+    SelfAttentionGuidance,
     SemanticAware,
     SmoothedEnergy,
     SparseCross,
     Table,
 )
-from guidance.branch import Guidance, begun_anew
+from guidance.branch import Guidance, begun_anew, guided
 from guidance.edits import scale_strongest_score, with_zero_token, without_zero_token
 from guidance.everywhere import entmax
 from ldm.attention import AttentionEdit, Site
 from ldm.condition import Condition, Conditions, Span
 from ldm.files import names
 from ldm.unet import UNet
-from samplers import KeyedNoise, Schedule, Step
+from samplers import KeyedNoise, Schedule, Step, dpmpp_2m
 
 PIPELINE = attend_and_excite.StableDiffusionAttendAndExcitePipeline
 EMPTY = CONDITIONS.negative
@@ -152,7 +152,7 @@ def test_self_attention_is_diffusers_pipeline(unet: UNet, scale: float) -> None:
     )
     assert relative(degraded, NOISE) > 1e-3
     p = eps_of(unet, base, step, x_t=degraded)
-    out = denoised(unet, SelfAttention(ClassifierFree(scale), 0.75), step)
+    out = denoised(unet, SelfAttentionGuidance(ClassifierFree(scale), 0.75), step)
     assert relative(out.eps, u + scale * (c - u) + 0.75 * (u - p)) < 1e-4
     assert relative(step.now.x_t(*out), NOISE) < 1e-5
 
@@ -219,21 +219,21 @@ def test_freeu_changes_the_picture(unet: UNet) -> None:
 
 def test_degraded_keeps_all_but_the_words(unet: UNet) -> None:
     cond, step = CONDITIONS.cond, STEPS[5]
-    weak = Degraded().branches(TOLD, step)["weak"].condition.tokens
+    weak = DegradedCondition().branches(TOLD, step)["weak"].condition.tokens
     assert torch.equal(weak[:, 1:4], EMPTY.tokens[:, 1:4])  # "a", "fish"
     assert torch.equal(weak[:, 0], cond.tokens[:, 0]) and torch.equal(weak[:, 4:], cond.tokens[:, 4:])
     p, c = eps_of(unet, Condition(weak), step), eps_of(unet, cond, step)
-    assert relative(denoised(unet, Degraded(), step, TOLD).eps, p + 7 * (c - p)) < 1e-5
+    assert relative(denoised(unet, DegradedCondition(), step, TOLD).eps, p + 7 * (c - p)) < 1e-5
 
 
 def test_independent_has_the_embedding_s_moments() -> None:
     conditions = replace(CONDITIONS, cond=replace(CONDITIONS.cond, vector=torch.randn(2, 500) + 2))
-    weak = Independent().branches(conditions, STEPS[5])["weak"].condition
+    weak = IndependentCondition().branches(conditions, STEPS[5])["weak"].condition
     for ours, own in [(weak.tokens, conditions.cond.tokens), (weak.vector, conditions.cond.vector)]:
         assert (ours.flatten(1).mean(1) - own.flatten(1).mean(1)).abs().max() < 0.15
         assert (ours.flatten(1).std(1) / own.flatten(1).std(1) - 1).abs().max() < 0.1
         assert relative(ours, own) > 0.5
-    assert not torch.equal(weak.tokens, Independent().branches(conditions, STEPS[6])["weak"].condition.tokens)
+    assert not torch.equal(weak.tokens, IndependentCondition().branches(conditions, STEPS[6])["weak"].condition.tokens)
 
 
 def test_autoguidance_is_its_formula(unet: UNet) -> None:
@@ -294,11 +294,11 @@ def test_composable_and_perp_neg_are_their_formulas(unet: UNet) -> None:
 
 
 @pytest.mark.parametrize("final", ["first", "clean"])
-def test_manifold_is_classifier_free_whose_scale_depends_on_the_step(final: str) -> None:
+def test_cfg_plus_plus_is_classifier_free_whose_scale_depends_on_the_step(final: str) -> None:
     """And the authors' DDIM loop, in float64."""
     double, x_T, steps = small_unet().double(), NOISE.double(), Schedule().steps(4, final=final)
     conditions = Conditions(*(Condition(part.tokens.double()) for part in (CONDITIONS.cond, CONDITIONS.negative)), None)
-    ours = run(double, Manifold(0.6), conditions, x_T, steps)
+    ours = run(double, CFGPlusPlus(0.6), conditions, x_T, steps)
     theirs = growing = x_T
     for step in steps:
         c, u = (eps_of(double, part, step, x_t=theirs) for part in (conditions.cond, conditions.negative))
@@ -307,6 +307,9 @@ def test_manifold_is_classifier_free_whose_scale_depends_on_the_step(final: str)
         scale = 0.6 * step.now.sigma / (step.now.sigma - step.to.sigma)
         growing = run(double, ClassifierFree(scale), conditions, growing, [step])
     assert relative(ours, theirs) < 1e-12 and relative(ours, growing) < 1e-12
+    # a sampler of second order begins as DDIM does, from the same x_0 and eps
+    *_, (_, second, _) = dpmpp_2m(guided(networks(double), CFGPlusPlus(0.6), conditions), x_T, steps[:1])
+    assert relative(second, run(double, CFGPlusPlus(0.6), conditions, x_T, steps[:1])) < 1e-12
 
 
 # --- over the steps ---------------------------------------------------------------------------------------------------
@@ -527,13 +530,13 @@ def test_segmentation_free_in_scores(unet: UNet) -> None:
 METHODS: dict[str, Guidance] = {
     "pag": PerturbedAttention(ClassifierFree(3)),
     "seg": SmoothedEnergy(ClassifierFree(3), sigma=1.0),
-    "sag": SelfAttention(ClassifierFree(3)),
+    "sag": SelfAttentionGuidance(ClassifierFree(3)),
     "scfg": SemanticAware(3, 2, 8),
-    "cfg_pp": Manifold(),
+    "cfg_pp": CFGPlusPlus(),
     "autoguidance": Autoguidance(),
-    "icg": Independent(3),
+    "icg": IndependentCondition(3),
     "cads": ConditionAnnealed(ClassifierFree(3)),
-    "cdg": Degraded(3),
+    "cdg": DegradedCondition(3),
     "dynamic_threshold": DynamicThreshold(ClassifierFree(7.5), percentile=0.9),
     "perp_neg": PerpNeg(NEGATIVES, 3),
     "composable": Composable(NEGATIVES, 3),
@@ -567,7 +570,7 @@ def test_two_samplings_agree_and_an_image_is_its_own(unet: UNet, guidance: Guida
         assert not getattr(guidance, name, None)
 
 
-@pytest.mark.parametrize("kind", [Independent, Degraded, Autoguidance])
+@pytest.mark.parametrize("kind", [IndependentCondition, DegradedCondition, Autoguidance])
 def test_scale_1_is_the_conditional_in_one_pass(kind: type) -> None:
     guidance = kind(1)
     assert set(guidance.branches(TOLD, STEPS[0])) == {"cond"}
@@ -576,7 +579,7 @@ def test_scale_1_is_the_conditional_in_one_pass(kind: type) -> None:
     assert set(SemanticAware(1).branches(TOLD, STEPS[0])) == {"cond"}
 
 
-@pytest.mark.parametrize("kind", [Independent, Degraded])
+@pytest.mark.parametrize("kind", [IndependentCondition, DegradedCondition])
 def test_a_weak_pass_that_is_the_empty_prompt_s_is_classifier_free(unet: UNet, kind: type) -> None:
     class Empty(kind):
         def weak(self, conditions: Conditions, step: Step) -> Branch:
@@ -598,11 +601,11 @@ def test_an_edit_that_changes_nothing_leaves_the_inner_guidance(unet: UNet) -> N
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Degraded(-1), "scale=-1"),
-        (lambda: Manifold(1.5), "scale=1.5"),
+        (lambda: DegradedCondition(-1), "scale=-1"),
+        (lambda: CFGPlusPlus(1.5), "scale=1.5"),
         (lambda: PerturbedAttention(ClassifierFree(), -1), "scale=-1"),
         (lambda: SmoothedEnergy(ClassifierFree(), sigma=-1), "sigma=-1"),
-        (lambda: SelfAttention(ClassifierFree(), -1), "scale=-1"),
+        (lambda: SelfAttentionGuidance(ClassifierFree(), -1), "scale=-1"),
         (lambda: ConditionAnnealed(ClassifierFree(), 0.9, 0.6), "tau_1=0.9, tau_2=0.6"),
         (lambda: DynamicThreshold(ClassifierFree(), 1.5), "percentile=1.5"),
         (lambda: Composable(()), "others is empty"),

@@ -1,7 +1,7 @@
 from guidance.apg import AdaptiveProjected
 from guidance.attend_and_excite import AttendAndExcite
 from guidance.autoguidance import Autoguidance
-from guidance.branch import Branch, Guidance, Wrapper, guided
+from guidance.branch import Branch, Guidance, Unfit, Wrapper, guided
 from guidance.cads import ConditionAnnealed
 from guidance.cdg import DegradedCondition
 from guidance.cfg import ClassifierFree
@@ -68,6 +68,7 @@ __all__ = [
     "Stage",
     "Table",
     "Tangential",
+    "Unfit",
     "Wrapper",
     "guided",
 ]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from guidance.branch import Branch, Wrapper, check_number, combined, more
+from guidance.branch import Branch, Unfit, Wrapper, check_number, combined, more
 from guidance.edits import is_small, record
 from guidance.filters import SOFT, smooth
 from ldm.attention import Site, is_cross
@@ -100,7 +100,7 @@ class AttendAndExcite(Wrapper):
         side = x_t.shape[2] // self.downscale
         found = [(site, weights) for site, weights in self.maps.values() if site.height == side]
         if not found:
-            raise ValueError(f"downscale={self.downscale}: the network has no cross-attention {side} patches high")
+            raise Unfit(f"downscale={self.downscale}: the network has no cross-attention {side} patches high")
         site = found[0][0]
         attention = torch.cat([weights for _, weights in found], dim=1).mean(dim=1)  # [B, P, L]
         told_apart = (100 * attention[..., 1:-1]).softmax(dim=-1).mT.unflatten(2, (site.height, site.width))

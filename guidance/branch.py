@@ -14,6 +14,10 @@ from samplers.predict import Denoise, Denoised, Predict
 from samplers.schedule import Step
 
 
+class Unfit(ValueError):
+    """A guidance asks for what the network at hand does not have; raised while sampling."""
+
+
 @dataclass(frozen=True, eq=False)
 class Branch:
     """One pass of a network, in what differs from the plain one.
@@ -105,7 +109,7 @@ def guided(
     max_batch  rows of a forward at most, in whole branches, where memory asks for it
     The guidance is begun anew, so that two samplings under one object give the same bits. Steps with the same branches
     show the network one condition, whose keys and values it makes once.
-    Raises ValueError for a branch of a network that is not there, and for one of more rows than max_batch.
+    Raises Unfit for a branch of a network that is not there, and ValueError for one of more rows than max_batch.
     """
     by_name = networks if isinstance(networks, Mapping) else {"main": networks}
     guidance = begun_anew(guidance)
@@ -131,7 +135,7 @@ def guided(
         groups = dict[tuple[str, bool], list[str]]()
         for name, branch in branches.items():
             if branch.network not in by_name:
-                raise ValueError(f"branch '{name}' needs a network '{branch.network}': there is {', '.join(by_name)}")
+                raise Unfit(f"branch '{name}' needs a network '{branch.network}': there is {', '.join(by_name)}")
             groups.setdefault((branch.network, branch.gradient), []).append(name)
         x_0 = dict[str, Tensor]()
         for (_, gradient), names in groups.items():

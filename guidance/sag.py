@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidance.branch import Branch, Wrapper, check_number, combined, more
+from guidance.branch import Branch, Unfit, Wrapper, check_number, combined, more
 from guidance.edits import only_at, record
 from guidance.filters import gaussian, smooth
 from guidance.mix import Linear, Mix, mixed, shifted
@@ -64,7 +64,7 @@ class SelfAttentionGuidance(Wrapper):
     def blurred(self, x_0: Tensor) -> Tensor:
         """x_0 blurred where it is attended to."""
         if not self.maps:
-            raise ValueError(f"layers={self.layers}: the network has no self-attention there")
+            raise Unfit(f"layers={self.layers}: the network has no self-attention there")
         site, weights = self.maps["last"]
         attended = weights.mean(dim=1).sum(dim=1) > 1  # [B, P]
         mask = attended.reshape(-1, 1, site.height, site.width).to(x_0.dtype)

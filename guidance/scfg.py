@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidance.branch import Branch, check_number
+from guidance.branch import Branch, Unfit, check_number
 from guidance.edits import is_small, record
 from guidance.filters import SOFT, smooth
 from ldm.attention import AttentionEdit, Site
@@ -69,7 +69,7 @@ class SemanticAware:
             if owner == name and site.kind == "cross" and self.finest <= x_t.shape[2] / site.height <= self.coarsest
         ]
         if not layers:
-            raise ValueError(f"finest={self.finest}, coarsest={self.coarsest}: the network has no attention so coarse")
+            raise Unfit(f"finest={self.finest}, coarsest={self.coarsest}: the network has no attention so coarse")
         grid = max((site.height, site.width) for site, _, _ in layers)
         out = []
         for site, A, cross in layers:

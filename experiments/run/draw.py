@@ -26,7 +26,7 @@ from experiments.run.folder import Run
 from experiments.run.logger import Logger
 from experiments.run.memory import check_memory
 from experiments.run.prompts import Prompt
-from guidance import Guidance, Stage, guided
+from guidance import Guidance, Stage, Unfit, guided
 from ldm import LatentDiffusion
 from samplers import ImageNoise, KeyedNoise
 from samplers.predict import Predict
@@ -116,9 +116,12 @@ def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) ->
     conditions = machine.model.conditions(texts, negative, KeyedNoise(batch.seeds, machine.model.device))
     denoise = guided(machine.networks, guidance or machine.guidance, conditions, machine.max_batch)
     finite = []
-    for step, x_t, x_0 in machine.sampler(denoise, batch.x_T, machine.steps, noise=batch.noise):
-        finite.append(x_t.isfinite().all())
-        yield step, x_t, x_0
+    try:
+        for step, x_t, x_0 in machine.sampler(denoise, batch.x_T, machine.steps, noise=batch.noise):
+            finite.append(x_t.isfinite().all())
+            yield step, x_t, x_0
+    except Unfit as error:
+        raise UserError(f"guidance: {error}") from error
     bad = (~torch.stack(finite)).nonzero().flatten().tolist()  # looked at once, so that the loop never waits for a GPU
     if bad:
         step = machine.steps[bad[0]]

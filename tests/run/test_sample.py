@@ -387,6 +387,9 @@ def test_a_second_network_is_named_on_the_command_line(tiny_folder: Path, tmp_pa
     write_folder(tiny_model(replace(TINY, schedule=replace(TINY.schedule, kind="linear"))), tmp_path / "linear")
     with pytest.raises(UserError, match="another noise schedule"):
         prepared(tiny_folder, f"networks.weak={tmp_path / 'linear'}")
+    alone = prepared(tiny_folder)
+    with pytest.raises(UserError, match="guidance: branch 'weak' needs a network 'weak': there is main"):
+        next(draw.moments(alone.machine, batch, Auto()))
 
 
 def inpainting_model(folder: Path) -> Path:

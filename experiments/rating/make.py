@@ -50,10 +50,6 @@ class Wanted:
         smallest = min(self.groups.values())
         if self.answers is not None and not (type(self.answers) is int and 1 <= self.answers <= smallest):
             raise UserError(f"answers={self.answers}: must be from 1 to {smallest}, the raters of the smallest group")
-        for name in ("practice", "per", "gold", "repeats", "same", "seed"):
-            value = getattr(self, name)
-            if type(value) is not int or value < (name == "per"):
-                raise UserError(f"{name}={value}: must be a whole number of at least {int(name == 'per')}")
 
 
 @dataclass
@@ -320,13 +316,7 @@ def wanted_of(cfg: dict[str, Any]) -> Wanted:
 
 
 def check(cfg: dict[str, Any], kind: Kind, methods: int) -> None:
-    """Raises UserError for rules and claims that the analysis could not go by."""
-    for name in ("gold_failed", "fast_ms", "fast_share"):
-        value = cfg["rules"].get(name)
-        if type(value) not in (int, float) or value < 0:
-            raise UserError(f"rules.{name}={value}: must be a number of at least 0")
-    if type(cfg["break_after"]) is not int or cfg["break_after"] < 1:
-        raise UserError(f"break_after={cfg['break_after']}: must be a whole number of at least 1")
+    """Raises UserError for claims that the analysis could not judge."""
     groups, questions = [set(cfg["groups"] or {"all"}), {question["name"] for question in kind.questions}]
     options = {name for q in kind.questions for play in kind.plays(q, METHODS[:methods]) for name in play}
     for claim in cfg["claims"]:

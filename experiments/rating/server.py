@@ -121,8 +121,6 @@ def is_loopback(host: str) -> bool:
 
 def address(host: str, port: int, public: bool, url: str | None) -> Address:
     """Raises UserError for a host that others reach unless `public`, and for an address that nobody can type."""
-    if type(port) is not int or not 0 <= port < 65536:
-        raise UserError(f"port={port}: must be a whole number from 0 to 65535")
     if not is_loopback(host) and not public:
         raise UserError(f"host={host}: others could reach it; public=true allows that")
     url = f"http://{host}:{port}" if url is None else url.rstrip("/")

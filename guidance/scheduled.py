@@ -81,8 +81,8 @@ class Scheduled(Wrapper):
     """`inner`, whose difference from the conditional is multiplied by a curve over the steps.
 
     cond + f(i) (guided - cond), in x_0 and in eps alike: of classifier-free guidance it is w = g - 1 that follows the
-    curve (whether g or w does, the papers leave open). Around scale 2 a Table is a list of w. As many passes as
-    `inner`; where the curve is 0, the conditional alone.
+    curve (our second-hand account of the papers does not say whether g or w does). Around scale 2 a Table is a list of
+    w. As many passes as `inner`; where the curve is 0, the conditional alone.
     """
 
     curve: Curve = Ramp()

@@ -227,10 +227,10 @@ def test_degraded_keeps_all_but_the_words(unet: UNet) -> None:
 
 
 def test_independent_has_the_embedding_s_moments() -> None:
-    conditions = replace(CONDITIONS, cond=replace(CONDITIONS.cond, vector=torch.randn(2, 500) + 2))
+    conditions = replace(CONDITIONS, cond=replace(CONDITIONS.cond, vector=3 * torch.randn(2, 500) + 2))
     weak = IndependentCondition().branches(conditions, STEPS[5])["weak"].condition
     for ours, own in [(weak.tokens, conditions.cond.tokens), (weak.vector, conditions.cond.vector)]:
-        assert (ours.flatten(1).mean(1) - own.flatten(1).mean(1)).abs().max() < 0.15
+        assert (ours.flatten(1).mean(1) - own.flatten(1).mean(1)).abs().max() < 0.15 * own.std()
         assert (ours.flatten(1).std(1) / own.flatten(1).std(1) - 1).abs().max() < 0.1
         assert relative(ours, own) > 0.5
     assert not torch.equal(weak.tokens, IndependentCondition().branches(conditions, STEPS[6])["weak"].condition.tokens)

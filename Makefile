@@ -2,7 +2,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 export OMP_NUM_THREADS ?= $(shell nproc)
 
-.PHONY: setup demo test test-full lint
+.PHONY: setup demo test test-full test-browser lint
 
 setup: .venv/.done
 
@@ -10,18 +10,25 @@ setup: .venv/.done
 .venv/.done: pyproject.toml constraints.txt
 	test -x $(PY) || $(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet uv
-	$(PY) -m uv pip install --python $(PY) -c constraints.txt -e '.[train,test,lint]'
+	$(PY) -m uv pip install --python $(PY) -c constraints.txt -e '.[train,raters,test,lint]'
 	touch $@
 
 demo: setup
 	$(PY) -m experiments.demo
 
+# a process per core with one thread each: two processes of two threads would fight for the cores
+test: export OMP_NUM_THREADS = 1
 test: setup
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --maxprocesses 4
 
 # adds the full Stable Diffusion shapes: about 12 GB of memory
 test-full: setup
-	$(PY) -m pytest -m 'slow or not slow'
+	$(PY) -m pytest -m '(slow or not slow) and not browser'
+
+# adds the pages of studies with raters in a headless Chromium, which has to be installed
+test-browser: setup
+	$(PY) -m uv pip install --python $(PY) -c constraints.txt -e '.[browser]'
+	$(PY) -m pytest -m browser tests/rating
 
 lint: setup
 	$(PY) -m ruff check .

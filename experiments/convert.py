@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
+from experiments.files import UserError
 from experiments.run import build, cli
 from ldm.files.config_files import to_yaml
 from ldm.files.writing import atomically, write_file, write_folder
@@ -12,16 +13,14 @@ from ldm.files.writing import atomically, write_file, write_folder
 
 def main(cfg: DictConfig) -> None:
     out = Path(cfg.out).expanduser()
-    if cfg.format not in ("diffusers", "compvis"):
-        raise ValueError(f"format={cfg.format}: must be diffusers or compvis")
     if cfg.format == "compvis" and out.suffix != ".safetensors":
-        raise ValueError(f"out={out}: must end in .safetensors for format=compvis")
+        raise UserError(f"out={out}: must end in .safetensors for format=compvis")
     if cfg.max_shard_mb is not None and not cfg.max_shard_mb > 0:
-        raise ValueError(f"max_shard_mb={cfg.max_shard_mb}: must be above 0")
+        raise UserError(f"max_shard_mb={cfg.max_shard_mb}: must be above 0")
     settings = out.with_suffix(".yaml")
     for path in (out, settings) if cfg.format == "compvis" else (out,):
         if path.exists():
-            raise ValueError(f"{path}: exists already and is not overwritten")
+            raise UserError(f"{path}: exists already and is not overwritten")
 
     model = build.model(cfg.model, torch.device("cpu"), cfg.dtype)
     if cfg.format == "diffusers":

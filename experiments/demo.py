@@ -1,66 +1,51 @@
 """python -m experiments.demo: what the embedded model draws under each guidance, on one sheet. Run by `make demo`."""
 
-import json
 import shlex
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from PIL import Image
+from omegaconf import DictConfig
 
 from experiments.pictures import save_png, sheet
-
-FOLDER = Path("outputs/demo")
-SEEDS = list(range(8))
-STEPS = 20
-SCALE = 6  # at which the embedded model is at its best, see its card
-
-
-def stages(*parts: tuple[str, int]) -> list[str]:
-    listed = ", ".join(f"{{prompt: {prompt}, steps: {steps}}}" for prompt, steps in parts)
-    return ["guidance=multistage", f"guidance.stages=[{listed}]", f"guidance.inner.scale={SCALE}"]
+from experiments.run import cli
+from experiments.run.commands import SCALE, STEPS, pictures, sample, stages
 
 
 def classifier_free(prompt: str) -> list[str]:
     return [f"prompt='{prompt}'", f"guidance.scale={SCALE}"]
 
 
+def multistage(*parts: tuple[str, int]) -> list[str]:
+    return ["guidance=multistage", f"guidance.stages={stages(*parts)}", f"guidance.inner.scale={SCALE}"]
+
+
 PAIR = "a blue cat next to a red dog on a white background"
 ROWS = {
     "classifier-free: a cat": classifier_free("a cat"),
-    "multistage: a cat 4, a dog 16": stages(("a cat", 4), ("a dog", 16)),
-    "multistage: a cat 8, a dog 12": stages(("a cat", 8), ("a dog", 12)),
-    "multistage: a cat 12, a dog 8": stages(("a cat", 12), ("a dog", 8)),
+    "multistage: a cat 4, a dog 16": multistage(("a cat", 4), ("a dog", 16)),
+    "multistage: a cat 8, a dog 12": multistage(("a cat", 8), ("a dog", 12)),
+    "multistage: a cat 12, a dog 8": multistage(("a cat", 12), ("a dog", 8)),
     "classifier-free: a dog": classifier_free("a dog"),
-    "multistage: a dragon 8, a fish 12": stages(("a dragon", 8), ("a fish", 12)),
+    "multistage: a dragon 8, a fish 12": multistage(("a dragon", 8), ("a fish", 12)),
     f"classifier-free: {PAIR}": classifier_free(PAIR),
-    f"segmentation-free: {PAIR}": [
-        *classifier_free(PAIR),
-        "guidance=segmentation_free",
-    ],
+    f"segmentation-free: {PAIR}": [*classifier_free(PAIR), "guidance=segmentation_free"],
 }
 
 
-def main() -> None:
-    start = time.perf_counter()
+def main(cfg: DictConfig) -> None:
+    start, out, seeds = time.perf_counter(), Path(cfg.out), list(range(cfg.n))
     rows, commands = [], []
     for n, (label, overrides) in enumerate(ROWS.items()):
-        run = FOLDER / f"{n}_{label.split(':')[0]}"
-        settings = [f"seeds=[{','.join(map(str, SEEDS))}]", f"sampler.steps={STEPS}", f"batch_size={len(SEEDS)}"]
-        command = ["-m", "experiments.sample", *overrides, *settings, f"hydra.run.dir={run}"]
+        run = out / f"{n}_{label.split(':')[0]}"
         print(f"[{n + 1}/{len(ROWS)}] {label}", flush=True)
-        subprocess.run([sys.executable, *command], check=True)
-        commands.append(shlex.join(["python", *command]))
-        records = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
-        rows.append([Image.open(run / record["file"]) for record in records])
-    picture = sheet(
-        rows, list(ROWS), [f"seed {seed}" for seed in SEEDS], title=f"{STEPS} DDIM steps, one seed a column"
-    )
-    save_png(picture, FOLDER / "sheet.png")
-    print("\nMade by, row by row:\n" + "\n".join(commands))
-    print(f"\nThe sheet, in {time.perf_counter() - start:.0f} s: {FOLDER / 'sheet.png'}")
+        settings = [f"seeds={seeds}".replace(" ", ""), f"batch_size={len(seeds)}", f"sampler.steps={STEPS}"]
+        commands.append(sample(*overrides, *settings, f"hydra.run.dir={run}"))
+        rows.append(pictures(run))
+    title = f"{STEPS} DDIM steps, one seed a column"
+    save_png(sheet(rows, list(ROWS), [f"seed {seed}" for seed in seeds], title=title), out / "sheet.png")
+    print("\nMade by, row by row:\n" + "\n".join(shlex.join(["python", *command]) for command in commands))
+    print(f"\nThe sheet, in {time.perf_counter() - start:.0f} s: {out / 'sheet.png'}")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "demo")

@@ -4,21 +4,19 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.files import say
+from experiments.files import UserError, say
 from experiments.metrics import Bench
 from experiments.metrics.estimates import Bootstrap
-from experiments.metrics.measuring import evaluate, table
+from experiments.metrics.measuring import evaluate, results_table
 from experiments.run import build, cli
 
 
 def main(cfg: DictConfig) -> None:
     if not cfg.get("metrics"):
-        raise ValueError("metrics: at least one, as in metrics=[judge,clip_score]")
-    if type(cfg.batch_size) is not int or cfg.batch_size < 1:
-        raise ValueError(f"batch_size={cfg.batch_size}: must be a whole number of at least 1")
+        raise UserError("metrics: at least one, as in metrics=[judge,clip_score]")
     bench = Bench(build.device(cfg.device), cfg.batch_size, Bootstrap(**cfg.bootstrap))
     results = evaluate(Path(cfg.run), cfg.metrics, bench, None if cfg.against is None else Path(cfg.against))
-    print(table(results))
+    print(results_table(results))
     for name, result in results.items():
         for warning in result["warnings"]:
             say(f"warning: {name}: {warning}")

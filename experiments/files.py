@@ -1,4 +1,4 @@
-"""Reading and writing of small files: whole or not at all, alone where it matters, and with their provenance."""
+"""What every other room of experiments writes, locks, hashes and complains with."""
 
 import fcntl
 import hashlib
@@ -7,42 +7,85 @@ import os
 import platform
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from omegaconf.errors import OmegaConfBaseException
+
+if TYPE_CHECKING:  # torch takes seconds to import, and `--help` has none of them
+    import torch
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 PACKAGES = ("torch", "numpy", "safetensors", "open_clip_torch", "hydra-core")
 
 
+class UserError(ValueError):
+    """Something that the user can mend. Its message is one line: what is wrong, where, and what to do about it."""
+
+
+@contextmanager
+def as_user_error(prefix: str = "") -> Iterator[None]:
+    """Re-raises a ValueError as a UserError, its message after the prefix.
+
+    It belongs around calls that turn a user's settings into objects of ldm, samplers and guidance: those rooms know no
+    users and refuse a value by ValueError.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{prefix}{error}") from error
+
+
 def one_line(error: Exception) -> str:
-    """OmegaConf adds lines about its own types to what is wrong; Hydra's further lines list what there is to choose."""
+    """Returns the error's message. OmegaConf's is cut to its first line, since the rest is about its own types."""
     return str(error).splitlines()[0] if isinstance(error, OmegaConfBaseException) else str(error)
 
 
 def say(line: str) -> None:
-    """A line for the user, on standard error."""
+    """Prints a line for the user on standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Alone among the processes that work on a folder; the lock of a killed one is free."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Keeps other processes, on this machine or on others that share the folder, out of the same block.
+
+    The lock is a POSIX record lock on FOLDER/.lock, which NFS passes on to its server; a killed process loses its own.
+    It does not keep threads of one process apart, and is not to be nested.
+    """
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.lockf(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
 
 
-def describe(config: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Everything about a run that its config does not say."""
+@contextmanager
+def atomically(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which takes its place when the block ends and is removed if it fails.
+
+    So a reader finds the whole file, old or new, and any number of writers may write at the same time: the last to
+    end wins. The temporary name is `path`'s own, a random part, and ".tmp".
+    """
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def describe(config: dict[str, Any], device: "torch.device") -> dict[str, Any]:
+    """The provenance of a result: its config, and the code, versions and device that it was made with."""
+    import torch
+
     return {
         "commit": commit(),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -53,7 +96,7 @@ def describe(config: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of this code, with "+changes" if the work tree differs from it; None outside a git checkout."""
+    """Returns the commit of this code, with "+changes" if the work tree differs; None outside a git checkout."""
 
     def git(*arguments: str) -> str:
         here = Path(__file__).parent
@@ -66,28 +109,24 @@ def commit() -> str | None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a samples.jsonl; a last line that a killed process left unfinished does not count."""
+    """Returns the records of a samples.jsonl, [] if it does not exist. An unfinished last line does not count."""
     if not path.exists():
         return []
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Writes a text file atomically, in UTF-8."""
+    with atomically(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def append(path: Path, line: str) -> None:
-    """A whole line or nothing."""
+    """Appends a whole line or nothing. Only one process may append to a file at a time."""
     size = path.stat().st_size
     try:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(line)
     except OSError:
         os.truncate(path, size)
@@ -95,7 +134,7 @@ def append(path: Path, line: str) -> None:
 
 
 def difference(old: Any, new: Any, name: str = "") -> str:
-    """The first setting in which two resolved configs differ, or ""."""
+    """Names the first setting in which two resolved configs differ, with both its values; "" if they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in {**old, **new}:
             found = difference(old.get(key), new.get(key), f"{name}.{key}" if name else key)
@@ -106,8 +145,10 @@ def difference(old: Any, new: Any, name: str = "") -> str:
 
 
 def sha256(*paths: Path) -> str:
-    """Of the files' contents, one after the other."""
+    """Returns the hash of the files' contents, one after the other."""
     digest = hashlib.sha256()
     for path in paths:
-        digest.update(path.read_bytes())
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()

@@ -5,30 +5,33 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from experiments.files import write
+from experiments.files import UserError, say, write
 from experiments.run import cli
 from experiments.sweeps.claims import verdicts
-from experiments.sweeps.folder import open_sweep
-from experiments.sweeps.tables import figures, numbers, side_by_side, table, with_table
+from experiments.sweeps.folder import open_sweep, with_planned
+from experiments.sweeps.provenance import not_alike
+from experiments.sweeps.tables import claims_table, panels, side_by_side, summary_of, with_table
 
 
 def main(cfg: DictConfig) -> None:
-    """Raises ValueError where there is no sweep, or one that is unfinished."""
+    """Raises UserError where there is no sweep, or one that is unfinished."""
     folders = sorted(path.parent for path in Path(cfg.sweeps).glob("*/sweep.json"))
     if not folders:
-        raise ValueError(f"sweeps={cfg.sweeps}: holds no folder of a sweep of experiments.ablate")
+        raise UserError(f"sweeps={cfg.sweeps}: holds no folder of a sweep of experiments.ablate")
     out = Path(cfg.out)
     out.mkdir(parents=True, exist_ok=True)
     for sweep in map(open_sweep, folders):
-        if broken := [cell.name for cell in sweep.cells if cell.error or not cell.results]:
-            raise ValueError(f"{sweep.folder}: unfinished: {', '.join(broken)}")
+        if broken := [cell.name for cell in with_planned(sweep).cells if cell.error or not cell.results]:
+            raise UserError(f"{sweep.folder}: unfinished: {', '.join(broken)}")
         found = verdicts(sweep)
-        write(out / f"{sweep.name}.json", json.dumps(numbers(sweep, found), indent=1) + "\n")
-        if panels := figures(sweep):
-            write(out / f"{sweep.name}.svg", side_by_side(panels))
+        write(out / f"{sweep.name}.json", json.dumps(summary_of(sweep, found), indent=1) + "\n")
+        if drawn := panels(sweep):
+            write(out / f"{sweep.name}.svg", side_by_side(drawn))
         if (out / "RESULTS.md").exists():
             text = (out / "RESULTS.md").read_text(encoding="utf-8")
-            write(out / "RESULTS.md", with_table(text, sweep.name, table(found)))
+            write(out / "RESULTS.md", with_table(text, sweep.name, claims_table(found)))
+        for line in not_alike(sweep):
+            say(f"warning: {sweep.name}: {line}")
         print(f"{sweep.name}: {len(sweep.cells)} cells, {len(found)} claims")
 
 

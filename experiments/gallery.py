@@ -1,17 +1,15 @@
 """python -m experiments.gallery: what guidance does on the embedded model, on three sheets for the README."""
 
-import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import DictConfig
 from PIL import Image
 
-from experiments.files import read_lines
 from experiments.pictures import save_png, sheet
+from experiments.run import cli
+from experiments.run.commands import SCALE, STEPS, pictures, sample, stages
 
-FOLDER = Path("outputs/gallery")
-SCALE = 6  # at which the embedded model is at its best, see its card
-STEPS = 20
 SCALES = [1, 2, 4, 8, 16]
 PAIRS = [("a dragon", "a fish"), ("a cat", "a dog"), ("a light bulb", "a pear"), ("a maple leaf", "a heart")]
 FIRST = [0, 4, 6, 8, 10, 14, 20]  # steps of the first stage
@@ -20,61 +18,59 @@ TWO_COLOURS = [
     "a green heart next to a yellow fish on a black background",
     "a purple dragon above an orange pear on a white background",
 ]
+Rows = list[list[Image.Image]]
 
 
-def sweep(name: str, seeds: list[int], *overrides: str) -> list[list[Image.Image]]:
-    """The pictures of each job of a sweep, in the jobs' order, seed by seed."""
-    folder = FOLDER / name
-    settings = [f"seeds=[{','.join(map(str, seeds))}]", f"batch_size={len(seeds)}", f"hydra.sweep.dir={folder}"]
-    command = [
-        sys.executable,
-        "-m",
-        "experiments.sample",
-        "-m",
-        *overrides,
-        *settings,
-        "hydra.sweep.subdir=${hydra.job.num}",
-    ]
-    subprocess.run(command, check=True)
-    jobs = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: int(path.name))
-    return [[Image.open(job / record["file"]) for record in read_lines(job / "samples.jsonl")] for job in jobs]
+def main(cfg: DictConfig) -> None:
+    out, seeds = Path(cfg.out), list(range(cfg.n))
+    for name, draw in {"scales": scales, "multistage": multistage, "two_colours": two_colours}.items():
+        save_png(draw(out, seeds), out / f"{name}.png")
+    print(f"three sheets: {out}/scales.png, multistage.png, two_colours.png")
 
 
-def main() -> None:
-    seeds = list(range(8))
-    columns = [f"seed {seed}" for seed in seeds]
+def scales(out: Path, seeds: list[int]) -> Image.Image:
     prompt = "a blue cat on a white background"
-    rows = sweep("scales", seeds, f"prompt='{prompt}'", f"guidance.scale={','.join(map(str, SCALES))}")
-    save_png(sheet(rows, [f"scale {s}" for s in SCALES], columns, title=prompt), FOLDER / "scales.png")
+    rows = sweep(out / "scales", seeds, f"prompt='{prompt}'", f"guidance.scale={joined(SCALES)}")
+    return sheet(rows, [f"scale {s}" for s in SCALES], labels_of(seeds), title=prompt)
 
-    compositions = [
-        f"[{{prompt: {one}, steps: {n}}}, {{prompt: {other}, steps: {STEPS - n}}}]"
-        for one, other in PAIRS
-        for n in FIRST
-    ]
-    stages = ["guidance=multistage", f"guidance.stages={','.join(compositions)}", f"guidance.inner.scale={SCALE}"]
-    drawn = sweep("multistage", seeds[:2], *stages, f"sampler.steps={STEPS}")
-    rows, labels = [], []
-    for p, (one, other) in enumerate(PAIRS):
-        for s in range(2):
-            rows.append([drawn[p * len(FIRST) + i][s] for i in range(len(FIRST))])
-            labels.append(f"{one}, then {other}, seed {s}")
-    columns = [f"{n}, then {STEPS - n} steps" for n in FIRST]
-    save_png(
-        sheet(rows, labels, columns, title="multistage guidance, from 0 > 20 to 20 > 0"), FOLDER / "multistage.png"
-    )
 
-    prompts = f"prompt={','.join(repr(prompt) for prompt in TWO_COLOURS)}"
-    plain = sweep("two_colours_cfg", seeds, prompts, f"guidance.scale={SCALE}")
-    ours = sweep("two_colours_sf", seeds, prompts, "guidance=segmentation_free", f"guidance.scale={SCALE}",
-                 "guidance.sf_strength=1", "guidance.sf_scale=2")  # fmt: skip
+def multistage(out: Path, seeds: list[int]) -> Image.Image:
+    """Draws two seeds of each pair, from all steps for the second to all for the first."""
+    compositions = [stages((one, n), (other, STEPS - n)) for one, other in PAIRS for n in FIRST]
+    settings = [f"guidance.stages={joined(compositions)}", f"guidance.inner.scale={SCALE}", f"sampler.steps={STEPS}"]
+    drawn = sweep(out / "multistage", seeds[:2], "guidance=multistage", *settings)
+    by_pair = [drawn[p : p + len(FIRST)] for p in range(0, len(drawn), len(FIRST))]
+    rows = [[of_steps[s] for of_steps in pair] for pair in by_pair for s in range(len(seeds[:2]))]
+    labels = [f"{one}, then {other}, seed {seed}" for one, other in PAIRS for seed in seeds[:2]]
+    title = f"multistage guidance, from 0 > {STEPS} to {STEPS} > 0"
+    return sheet(rows, labels, [f"{n}, then {STEPS - n} steps" for n in FIRST], title=title)
+
+
+def two_colours(out: Path, seeds: list[int]) -> Image.Image:
+    asked = [f"prompt={joined([repr(prompt) for prompt in TWO_COLOURS])}", f"guidance.scale={SCALE}"]
+    plain = sweep(out / "two_colours_cfg", seeds, *asked)
+    segmentation_free = ["guidance=segmentation_free", "guidance.sf_strength=1", "guidance.sf_scale=2"]
+    ours = sweep(out / "two_colours_sf", seeds, *asked, *segmentation_free)
     rows = [row for pair in zip(plain, ours, strict=True) for row in pair]
     labels = [f"{method}: {text}" for text in TWO_COLOURS for method in ("classifier-free", "segmentation-free")]
-    save_png(
-        sheet(rows, labels, [f"seed {s}" for s in seeds], title="50 steps, same seeds"), FOLDER / "two_colours.png"
-    )
-    print(f"three sheets: {FOLDER}/scales.png, multistage.png, two_colours.png")
+    return sheet(rows, labels, labels_of(seeds), title="50 steps, same seeds")
+
+
+def sweep(folder: Path, seeds: list[int], *overrides: str) -> Rows:
+    """Returns the pictures of each job of a sweep, in the jobs' order, seed by seed."""
+    settings = [f"seeds=[{joined(seeds)}]", f"batch_size={len(seeds)}", f"hydra.sweep.dir={folder}"]
+    sample("-m", *overrides, *settings, "hydra.sweep.subdir=${hydra.job.num}")
+    jobs = sorted((path for path in folder.iterdir() if path.is_dir()), key=lambda path: int(path.name))
+    return [pictures(job) for job in jobs]
+
+
+def joined(values: Sequence[object]) -> str:
+    return ",".join(map(str, values))
+
+
+def labels_of(seeds: list[int]) -> list[str]:
+    return [f"seed {seed}" for seed in seeds]
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, "gallery")

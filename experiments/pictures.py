@@ -1,7 +1,8 @@
-"""Images as files and as labelled sheets."""
+"""Images as files, as labelled sheets, and as what a page holds within itself."""
 
+import base64
+import io
 import json
-import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from experiments.files import atomically
+
+LOSSLESS = 96  # pixels a side, up to which a page keeps every one of them
 TEXT_KEY = "ldm-guidance"  # the PNG text chunk that says what determines a picture
 
 
@@ -21,16 +25,27 @@ def to_image(image: Tensor) -> Image.Image:
 
 
 def save_png(image: Image.Image, path: Path, text: dict[str, Any] | None = None) -> None:
-    """Write whole or not at all; `text` goes into the file as JSON."""
+    """Writes a PNG atomically; `text` goes into the file as JSON."""
     info = PngInfo()
     if text is not None:
         info.add_text(TEXT_KEY, json.dumps(text, sort_keys=True))
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        image.save(temporary, format="PNG", pnginfo=info)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomically(path) as part:
+        image.save(part, format="PNG", pnginfo=info)
+
+
+def webp_uri(image: Image.Image, quality: int) -> str:
+    """Returns a picture as WebP in a data URI."""
+    file = io.BytesIO()
+    image.save(file, format="WEBP", lossless=max(image.size) <= LOSSLESS, quality=quality)
+    return data_uri("image/webp", file.getvalue())
+
+
+def svg_uri(svg: bytes) -> str:
+    return data_uri("image/svg+xml", svg)
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def sheet(

@@ -5,13 +5,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from experiments.run import cli
-from experiments.sweeps import page
+from experiments.sweeps.page import write_page
 
 
 def main(cfg: DictConfig) -> None:
-    if type(cfg.pictures) is not int or cfg.pictures < 1:
-        raise ValueError(f"pictures={cfg.pictures}: must be a whole number of at least 1")
-    print(page.write(Path(cfg.sweep), None if cfg.out is None else Path(cfg.out), cfg.pictures))
+    print(write_page(Path(cfg.sweep), None if cfg.out is None else Path(cfg.out), cfg.pictures))
 
 
 if __name__ == "__main__":

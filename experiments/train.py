@@ -1,7 +1,7 @@
 """python -m experiments.train part=small/autoencoder: train one part of the embedded model. See conf/train.yaml."""
 
 from experiments.run import cli
-from experiments.training.loop import train
+from experiments.training.loop import train as main
 
 if __name__ == "__main__":
-    cli.run(train, "train")
+    cli.run(main, "train")

@@ -9,7 +9,6 @@ picture.png, run.json
 """
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +19,35 @@ from experiments import files
 from experiments.attention.draw import check_words, draw, layers_meant, save_animation, save_maps, save_sheets, title_of
 from experiments.attention.maps import Recorder
 from experiments.attention.sheets import colours_of, frame
+from experiments.files import UserError
 from experiments.pictures import save_png, to_image
 from experiments.run import build, cli
-from experiments.run.prompts import checked_seed
-from samplers import ImageNoise
+from experiments.run.draw import from_seeds, with_own_prompt
+from experiments.run.memory import check_memory
 
 
 def main(cfg: DictConfig) -> None:
     (prompt,) = build.prompts(cfg)
-    seed = checked_seed(cfg.seed)
-    guidance, device = build.guidance(cfg.guidance), build.device(cfg.device)
-    if type(cfg.columns) is not int or cfg.columns < 1:
-        raise ValueError(f"columns={cfg.columns}: must be a whole number of at least 1")
+    machine = build.machine(cfg)
+    size = build.size(machine.model, cfg.height, cfg.width)
+    check_memory(machine.model, size, 1)
+    stages = with_own_prompt(build.stages(machine.guidance, machine.steps), prompt)
+    if any(stage.prompt is None for stage in stages):
+        raise UserError("nothing to draw: give prompt='...'")
+    check_words(machine.model, [str(stage.prompt) for stage in stages])
 
-    model = build.text_to_image(cfg.model, device, cfg.dtype)
-    config = model.config
-    shape = model.latent_shape(cfg.height or config.image_size, cfg.width or config.image_size)
-    stages = build.stretches(guidance, build.steps(cfg.sampler, config.schedule))
-    if prompt.text is None and any(stage.prompt is None for stage in stages):
-        raise ValueError("nothing to draw: give prompt='...'")
-    asked = [build.Stretch(prompt.text if s.prompt is None else s.prompt, s.steps) for s in stages]
-    check_words(model, [str(stage.prompt) for stage in asked])
-
-    recorder = Recorder(guidance, layers_meant(model, cfg.layers), cfg.argmax, cfg.candidates)
-    noise = ImageNoise([seed], shape, device)
-    sampler = partial(build.sampler(cfg.sampler, config.schedule), noise=noise)
-    picture, moments = draw(model, recorder, sampler, noise(), prompt)
+    recorder = Recorder(machine.guidance, layers_meant(machine.model, cfg.layers), cfg.argmax, cfg.candidates)
+    picture, moments = draw(machine, recorder, from_seeds(machine.model, [prompt], [cfg.seed], size))
 
     folder = Path(HydraConfig.get().runtime.output_dir)
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    title = title_of(asked, seed)
+    title = title_of(stages, cfg.seed)
     save_png(to_image(picture), folder / "picture.png")
-    save_sheets(picture, moments, asked, title, cfg.columns, folder)
+    save_sheets(picture, moments, stages, title, cfg.columns, folder)
     colours = colours_of(moments)
     save_animation([frame(moment, colours, title) for moment in moments], folder / "steps.gif")
     save_maps(moments, folder / "maps.safetensors")
-    files.write(folder / "run.json", json.dumps(files.describe(settings, device), indent=1))
+    files.write(folder / "run.json", json.dumps(files.describe(settings, machine.model.device), indent=1))
     print(f"{len(colours)} words in {len(moments)} steps: {folder}/maps.png, semantics.png, steps.gif")
 
 

@@ -14,6 +14,10 @@ from samplers.predict import Denoise, Denoised, Predict
 from samplers.schedule import Step
 
 
+class Unfit(ValueError):
+    """A guidance asks for what the network at hand does not have; raised while sampling."""
+
+
 @dataclass(frozen=True, eq=False)
 class Branch:
     """One pass of a network, in what differs from the plain one.
@@ -105,7 +109,7 @@ def guided(
     max_batch  rows of a forward at most, in whole branches, where memory asks for it
     The guidance is begun anew, so that two samplings under one object give the same bits. Steps with the same branches
     show the network one condition, whose keys and values it makes once.
-    Raises ValueError for a branch of a network that is not there, and for one of more rows than max_batch.
+    Raises Unfit for a branch of a network that is not there, and ValueError for one of more rows than max_batch.
     """
     by_name = networks if isinstance(networks, Mapping) else {"main": networks}
     guidance = begun_anew(guidance)
@@ -131,7 +135,7 @@ def guided(
         groups = dict[tuple[str, bool], list[str]]()
         for name, branch in branches.items():
             if branch.network not in by_name:
-                raise ValueError(f"branch '{name}' needs a network '{branch.network}': there is {', '.join(by_name)}")
+                raise Unfit(f"branch '{name}' needs a network '{branch.network}': there is {', '.join(by_name)}")
             groups.setdefault((branch.network, branch.gradient), []).append(name)
         x_0 = dict[str, Tensor]()
         for (_, gradient), names in groups.items():
@@ -158,7 +162,7 @@ def guided(
 
 
 def begun_anew(value: Any) -> Any:
-    """A guidance as it begins: every nested dataclass that is, or holds, a guidance made again from its arguments.
+    """A guidance as it begins: every nested dataclass that is, or holds, a guidance or a mix rule, made again.
 
     Its fields of init=False are empty then; all else, such as stores, edits and networks, is shared.
     """
@@ -172,14 +176,16 @@ def begun_anew(value: Any) -> Any:
 
 
 def holds_guidance(value: Any) -> bool:
-    """Whether a value is a guidance, or holds one in a list, a mapping or a field of a dataclass."""
+    """Whether a value is a guidance or a mix rule, or holds one in a list, a mapping or a field of a dataclass."""
     if isinstance(value, tuple | list):
         return any(map(holds_guidance, value))
     if isinstance(value, dict):
         return any(map(holds_guidance, value.values()))
     if isinstance(value, type) or not is_dataclass(value):
         return False
-    return hasattr(value, "combine") or any(holds_guidance(getattr(value, f.name)) for f in fields(value) if f.init)
+    if hasattr(value, "combine") or hasattr(value, "push"):
+        return True
+    return any(holds_guidance(getattr(value, f.name)) for f in fields(value) if f.init)
 
 
 def check_number(name: str, value: float, most: float = float("inf")) -> None:

@@ -4,10 +4,17 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.attention import AttentionEdit, Site, is_cross
-from ldm.condition import Span
+from ldm.condition import Condition, Span
+
+LARGEST_MAP = 32 * 32  # patches of a map worth its memory, where a guidance needs maps of many layers
+
+
+def is_small(site: Site) -> bool:
+    return site.height * site.width <= LARGEST_MAP
 
 
 def scale_strongest(
@@ -28,6 +35,40 @@ def scale_strongest(
             return scaled
         has_words = torch.tensor([bool(spans) for spans in words], device=weights.device)
         return torch.where(has_words[:, None, None, None], scaled, weights)
+
+    return AttentionEdit(function)
+
+
+def scale_strongest_score(factor: float, argmax: str = "head") -> AttentionEdit:
+    """In every cross-attention layer, multiply each patch's strongest token's score, before the softmax, by a factor.
+
+    Not the published step (`scale_strongest`): what a published comparison takes for it. Needs a condition with a last
+    token of zeros (`with_zero_token`), whose key is zero and whose score is therefore 0: it tells the scores from the
+    weights, and takes no part. BOS is no candidate.
+    """
+
+    def function(weights: Tensor, site: Site) -> Tensor:
+        logs = weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
+        scores = logs[..., :-1] - logs[..., -1:]
+        k_star = strongest(scores, argmax)
+        scores = scores.scatter(-1, k_star, factor * scores.gather(-1, k_star))
+        return torch.cat([scores.softmax(dim=-1), torch.zeros_like(weights[..., -1:])], dim=-1)
+
+    return AttentionEdit(function)
+
+
+def with_zero_token(condition: Condition) -> Condition:
+    """The same with one more token, of zeros."""
+    assert condition.tokens is not None, "a prompt has tokens"
+    return replace(condition, tokens=F.pad(condition.tokens, (0, 0, 0, 1)))
+
+
+def without_zero_token() -> AttentionEdit:
+    """Takes the weight of the last token, and gives it to the others in proportion: as if it were not there."""
+
+    def function(weights: Tensor, site: Site) -> Tensor:
+        others = weights[..., :-1]
+        return torch.cat([others / others.sum(dim=-1, keepdim=True), torch.zeros_like(weights[..., -1:])], dim=-1)
 
     return AttentionEdit(function)
 

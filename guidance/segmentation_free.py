@@ -4,7 +4,8 @@ from torch import Tensor
 
 from guidance.branch import Branch, check_number, step_count
 from guidance.cfg import ClassifierFree
-from guidance.edits import scale_strongest
+from guidance.edits import scale_strongest, scale_strongest_score, with_zero_token, without_zero_token
+from guidance.mix import Linear, Mix, mixed
 from ldm.condition import Conditions
 from samplers.schedule import Step
 
@@ -22,6 +23,9 @@ class SegmentationFree:
     sf_scale     a: the strongest weight A_pk* becomes -a A_pk*; the paper prefers about 10
     argmax       "head": each attention head names its own strongest token; "mean": their average does
     candidates   "all_but_bos", the paper's words; "words" also leaves out EOS and padding
+    apply        "weights", the paper's: A_pk* after the softmax; "scores": before it, and of all tokens but BOS, as a
+                 published comparison has it, to show what that does (it renormalises, and a negative score grows)
+    mix          the rule that applies the difference, in both kinds of steps; linear is the paper's
     A negative prompt stands for the empty one in the classifier-free steps and takes no part in the others.
     """
 
@@ -31,6 +35,8 @@ class SegmentationFree:
     sf_scale: float = 10.0
     argmax: str = "head"
     candidates: str = "all_but_bos"
+    apply: str = "weights"
+    mix: Mix = Linear()
 
     def __post_init__(self) -> None:
         for name in ("scale", "sf_strength", "sf_scale"):
@@ -40,15 +46,20 @@ class SegmentationFree:
             raise ValueError(f"argmax='{self.argmax}': must be head or mean")
         if self.candidates not in ("all_but_bos", "words"):
             raise ValueError(f"candidates='{self.candidates}': must be all_but_bos or words")
+        if self.apply not in ("weights", "scores") or (self.apply == "scores" and self.candidates == "words"):
+            raise ValueError(f"apply='{self.apply}': must be weights, or scores with candidates=all_but_bos")
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         if step.i < step_count("cfg_steps", self.cfg_steps, step.n):
             return ClassifierFree(self.scale).branches(conditions, step)
+        if self.apply == "scores":
+            longer, push_out = with_zero_token(conditions.cond), scale_strongest_score(-self.sf_scale, self.argmax)
+            return {"cond": Branch(longer, (without_zero_token(),)), "rest": Branch(longer, (push_out,))}
         words = conditions.cond.spans if self.candidates == "words" else None
         push_out = scale_strongest(-self.sf_scale, self.argmax, words)
         return {"cond": Branch(conditions.cond), "rest": Branch(conditions.cond, (push_out,))}
 
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
         if "rest" not in x_0:
-            return ClassifierFree(self.scale).combine(x_0, x_t, step)
-        return x_0["cond"] + self.sf_strength * (x_0["cond"] - x_0["rest"])
+            return ClassifierFree(self.scale, self.mix).combine(x_0, x_t, step)
+        return mixed(self.mix, x_0["cond"], x_0["rest"], 1 + self.sf_strength, x_t, step)

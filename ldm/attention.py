@@ -80,14 +80,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, site: Site, edits: AttentionEdits) -
     active = [[edit for edit in branch if edit.where(site)] for branch in edits]
     if not any(active):
         return cpu.attention(q, k, v)
+    changes = [any(not edit.observes for edit in branch) for branch in active]
     out = []
-    for branch, q_k, k_k, v_k in zip(active, *(x.chunk(len(active)) for x in (q, k, v)), strict=True):
+    for branch, changed, q_k, k_k, v_k in zip(active, changes, *(x.chunk(len(active)) for x in (q, k, v)), strict=True):
         weights = edited(q_k, k_k, site, branch) if branch else None
-        if weights is None or all(edit.observes for edit in branch):
-            out.append(cpu.attention(q_k, k_k, v_k))
-        else:
+        if changed and weights is not None:
             out.append(weights.to(v.dtype) @ v_k)
-    return torch.cat(out)
+        elif any(changes):
+            out.append(cpu.attention(q_k, k_k, v_k))
+    return torch.cat(out) if out else cpu.attention(q, k, v)  # the same bits where all look
 
 
 def edited(q: Tensor, k: Tensor, site: Site, edits: Sequence[AttentionEdit]) -> Tensor:
@@ -154,9 +155,9 @@ class Attention(nn.Module):
             return self.keys_and_values(tokens)
         if torch.is_grad_enabled() and (tokens.requires_grad or any(p.requires_grad for p in self.parameters())):
             return self.keys_and_values(tokens)
-        if self not in kept:
-            kept[self] = self.keys_and_values(tokens)
-        return kept[self]
+        if self not in kept or kept[self][0] is not tokens:  # as where a condition was replaced in its tokens alone
+            kept[self] = (tokens, *self.keys_and_values(tokens))
+        return kept[self][1:]
 
 
 class GEGLU(nn.Module):

@@ -28,15 +28,15 @@ class Condition:
     vector    [B, d], added to the time embedding: a pooled text and sizes (SDXL), a class
     channels  [B, C, h, w], concatenated to x_t: a mask and a masked latent, a low-resolution image
     spans     the words of each row's prompt; networks never read them
-    kept      keys and values of the tokens by layer, for as long as this value lives; a condition made by hand keeps
-              nothing (None)
+    kept      by layer the tokens, and keys and values of them, for as long as this value lives; a condition made by
+              hand keeps nothing (None)
     """
 
     tokens: Tensor | None = None
     vector: Tensor | None = None
     channels: Tensor | None = None
     spans: tuple[tuple[Span, ...], ...] = ()
-    kept: dict[Any, tuple[Tensor, Tensor]] | None = None
+    kept: dict[Any, tuple[Tensor, Tensor, Tensor]] | None = None
 
     def rows(self, rows: slice) -> "Condition":
         """Some of the rows."""

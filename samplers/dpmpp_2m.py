@@ -27,5 +27,5 @@ def dpmpp_2m(
             D = x_0 + (x_0 - x_0_before) * h / (2 * h_before)
         # (sigma_s / sigma_t) x_t - signal_s (exp(-h) - 1) D of the paper, with x_t = signal_t x_0 + noise_t eps
         x_t = step.to.noise * eps + step.to.signal * D + step.to.noise / step.now.sigma * (x_0 - D)
-        before = (x_0, h) if step.now.signal else None
+        before = x_0, h  # h is infinite where no signal was left, and then weighs nothing
         yield step, x_t, x_0

@@ -108,6 +108,8 @@ class Schedule:
         Raises ValueError for an impossible one.
         """
         final = "clean" if numbers.ends_clean else "first"
+        if numbers.kind == "flow" and numbers.prediction == "eps":
+            raise ValueError("prediction=eps on a flow: eps says nothing of x_0 where no signal is left; use flow")
         if numbers.kind == "flow":
             return Flow(numbers.shift, numbers.num_timesteps)
         if numbers.zero_terminal_snr and numbers.prediction == "eps":

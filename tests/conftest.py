@@ -1,3 +1,4 @@
+import importlib
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of huggingface_hub: no test may reach for the network
@@ -24,17 +25,15 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """cli("sample", "prompt=x", ...): a verb in this process, as `python -m experiments.sample` would run it."""
     import experiments.run.cli
-    import experiments.sample
-
-    verbs = {"sample": experiments.sample.main}
 
     def run(verb: str, *overrides: str) -> Outcome:
+        main = importlib.import_module(f"experiments.{verb}").main
         monkeypatch.setattr(sys, "argv", [f"experiments/{verb}.py", *overrides])
         monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
         capsys.readouterr()
         status = 0
         try:
-            experiments.run.cli.run(verbs[verb], verb)
+            experiments.run.cli.run(main, verb)
         except SystemExit as stop:
             status = stop.code
         captured = capsys.readouterr()

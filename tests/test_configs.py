@@ -22,7 +22,11 @@ def composed(*overrides: str) -> DictConfig:
         return compose("sample", list(overrides))
 
 
-REQUIRED = {"multistage": ["guidance.stages=[{prompt: x, steps: 1.0}]"]}
+REQUIRED = {
+    "multistage": ["guidance.stages=[{prompt: x, steps: 1.0}]"],
+    "composable": ["guidance.others=[{prompt: x, weight: 1.0}]"],
+    "perp_neg": ["guidance.negatives=[{prompt: x, weight: 1.0}]"],
+}
 
 
 @pytest.mark.parametrize("name", names("guidance"))
@@ -45,7 +49,7 @@ def test_guidance_composes_inside_every_other(name: str) -> None:
         steps = samplers.Schedule().steps(10)
         inner = build.guidance(cfg).inner
         assert type(inner).__name__ == cfg.inner._target_.removeprefix("guidance.")
-        assert sum(stretch.steps for stretch in build.stretches(build.guidance(cfg), steps)) == 10
+        assert sum(stage.steps for stage in build.stages(build.guidance(cfg), steps)) == 10
 
 
 @pytest.mark.parametrize("name", names("sampler"))
@@ -54,7 +58,8 @@ def test_sampler_yaml_mirrors_its_function(name: str) -> None:
     function = getattr(samplers, name)
     theirs = set(inspect.signature(function).parameters) - {"denoise", "x_T", "steps", "noise"}
     assert set(cfg) - {"_target_", "steps", "spacing", "final"} == theirs
-    assert build.sampler(cfg, ScheduleConfig()).func.func is function
+    assert build.sampler(cfg).func is function
+    assert len(build.steps(cfg, ScheduleConfig())) == cfg.steps
 
 
 @pytest.mark.parametrize("name", names("model"))
@@ -65,7 +70,7 @@ def test_model_yaml_has_the_loader_s_fields(name: str) -> None:
     assert cfg.prediction == {"sd21": "v", "sd21_base": "eps"}.get(name)
 
 
-@pytest.mark.parametrize("name", set(names("prompts")) - {"file"})
+@pytest.mark.parametrize("name", sorted(set(names("prompts")) - {"file"}))
 def test_suite_is_text(name: str) -> None:
     lines = build.prompts(composed(f"prompts={name}"))
     assert all(line.text and line.text == line.text.strip() for line in lines)
@@ -75,10 +80,10 @@ def test_suite_is_text(name: str) -> None:
 def test_no_config_inherits_another() -> None:
     """A defaults list names groups to hold, and never a sibling in its own group to start from.
 
-    Experiments start from the verb's config, and launchers from the plugin's that they set up.
+    Experiments and the papers' studies start from the verb's config, and launchers from the plugin's that they set up.
     """
     for path in Path(CONF).rglob("*.yaml"):
-        if path.parent == CONF or path.parent.name in ("experiment", "launcher"):
+        if path.parent == CONF or path.parent.name in ("experiment", "raters", "launcher"):
             continue
         for entry in OmegaConf.load(path).get("defaults", []):
             assert entry == "_self_" or all("@" in str(key) for key in entry), path

@@ -61,7 +61,8 @@ def imported(path: Path, among: Iterable[str]) -> set[str]:
 
 
 ORDER = (  # of the rooms of experiments: each imports from itself and from those before it
-    {"files", "pictures"},
+    {"files"},
+    {"pictures"},
     {"emoji"},
     {"run"},
     {"attention", "metrics", "training"},
@@ -119,7 +120,10 @@ def test_the_model_imports_no_reader() -> None:
         assert path.name == "__init__.py" or not any(name.startswith("ldm.files") for name in imports(path)), path
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "dpmpp_2m"])
+SAMPLERS = sorted({path.stem for path in (ROOT / "conf" / "sampler").glob("*.yaml")} | {"ddim_inverse"})
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampler_is_one_function_of_at_most_30_lines(name: str) -> None:
     tree = ast.parse((ROOT / "samplers" / f"{name}.py").read_text())
     (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
@@ -131,3 +135,9 @@ def test_a_sampler_is_one_function_of_at_most_30_lines(name: str) -> None:
 def test_nothing_in_git_is_too_large() -> None:
     for path in (ROOT / "ldm" / "weights").rglob("*"):
         assert not path.is_file() or path.stat().st_size <= 15_000_000, path
+
+
+def test_experiments_raise_user_errors() -> None:
+    """A plain ValueError would be taken for a bug, and show its traceback (experiments/run/cli.py)."""
+    for path in (ROOT / "experiments").rglob("*.py"):
+        assert "raise ValueError" not in path.read_text(), path

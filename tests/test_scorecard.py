@@ -9,6 +9,7 @@ from packages import SHAPES
 
 from experiments import scorecard
 from experiments.files import CONF
+from experiments.studies.scorecard import sample_from
 
 
 @pytest.fixture
@@ -26,6 +27,19 @@ def icons(tmp_path: Path) -> Path:
 def compose_cfg(*overrides: str):  # noqa: ANN201
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("scorecard", list(overrides))
+
+
+def test_pictures_are_drawn_from_the_model_that_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its weights' average, its prediction and its config, in the dtype that the scorecard states."""
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr("experiments.studies.scorecard.sample", lambda *overrides: commands.append(overrides))
+    model = {"path": "x.ckpt", "config": "c.yaml", "prediction": "v", "ema": "true"}
+    cfg = compose_cfg("model=file", *(f"model.{key}={value}" for key, value in model.items()))
+    sample_from(cfg, "prompt=x")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        sampled = compose("sample", list(commands[0]))
+    assert sampled.model == cfg.model
+    assert (sampled.dtype, sampled.device) == (cfg.dtype, cfg.device)
 
 
 def test_scorecard(icons: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments.files import UserError
 from guidance import Branch, Guidance, Wrapper, edits
 from ldm.attention import AttentionEdit, Site
 from ldm.condition import Conditions, Span
@@ -76,7 +77,7 @@ class Recorder(Wrapper):
     def __post_init__(self) -> None:
         for name, choices in (("argmax", ("head", "mean")), ("candidates", ("all_but_bos", "words"))):
             if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)}: must be {' or '.join(choices)}")
+                raise UserError(f"{name}={getattr(self, name)}: must be {' or '.join(choices)}")
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         branches = super().branches(conditions, step)

@@ -17,30 +17,11 @@ from pathlib import Path
 
 import torch
 
-from experiments.benchmark import fresh
-from experiments.benchmark.cases import CASES, Plan, Row, measure
-from experiments.benchmark.sides import SIZES
+from experiments.benchmark import fresh, options
+from experiments.benchmark.cases import Plan, Row, measure
+from experiments.benchmark.options import CASES
 
 QUICK = {"emoji": list(CASES), "sd15_256": ["unet"]}
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m experiments.benchmark", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    gpu = torch.cuda.is_available()
-    made.add_argument("--sizes", nargs="+", choices=SIZES, default=list(QUICK))
-    made.add_argument("--cases", nargs="+", choices=CASES, help="by default all of emoji, and sd15_256's U-Net")
-    made.add_argument("--batch", nargs="+", type=int, default=[1])
-    made.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["bfloat16" if gpu else "float32"])
-    made.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager"])
-    made.add_argument("--steps", type=int, default=20, help="sampling steps")
-    made.add_argument("--repeats", type=int, default=5)
-    made.add_argument("--tuned", action="store_true", help="once more against diffusers at its best")
-    made.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if gpu else "cpu")
-    made.add_argument("--weights", type=Path, help="where random weights are kept for another run; else nowhere")
-    made.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
-    return made
 
 
 def rows(args: argparse.Namespace, weights: Path) -> Iterator[Row]:
@@ -88,9 +69,11 @@ def shown(value: float, unit: str) -> str:
 
 
 def main() -> None:
-    args = parser().parse_args()
+    args = options.side_by_side().parse_args()
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.dtype = args.dtype or ["bfloat16" if args.device == "cuda" else "float32"]
     if not fresh.has_diffusers():
-        print("diffusers is not installed here: ours alone (pip install 'ldm-guidance[test]' brings it)")
+        print("diffusers is not installed here: ours alone (pip install -e '.[test]' brings it)")
     found: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
         for row in rows(args, args.weights or Path(folder)):

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmark import fresh, sides
-from experiments.benchmark.sides import DOWNSCALE, PROMPT, SCALE, SIZES, Side
+from experiments.benchmark.options import IN_PROCESS, SIZES
+from experiments.benchmark.sides import DOWNSCALE, PROMPT, SCALE, Side
 from experiments.benchmark.timing import Timing, interleaved, rounds
 from experiments.run import build
 from guidance import ClassifierFree, Guidance, Multistage, SegmentationFree, Stage
@@ -19,9 +20,6 @@ from ldm import LatentDiffusion
 from ldm.condition import Condition
 from ldm.cpu import linear
 from ldm.files.reading import on_meta
-
-IN_PROCESS = ("unet", "sample", "decode", "text")
-CASES = (*IN_PROCESS, "guidance", "limits", "load", "memory", "start")
 
 
 @dataclass(frozen=True)

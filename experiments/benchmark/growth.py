@@ -6,7 +6,6 @@ the repeats, without decoding. Memory is a fresh process's peak (on a GPU: torch
 for it. Writes growth_SIZE.json and growth_SIZE.svg to --out.
 """
 
-import argparse
 import json
 import math
 import tempfile
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
-from experiments.benchmark import fresh, sides
+from experiments.benchmark import fresh, options, sides
 from experiments.benchmark.__main__ import conditions
 from experiments.benchmark.timing import interleaved
 from guidance import Branch, ClassifierFree, Guidance, Multistage, Stage, guided
@@ -74,7 +73,7 @@ def memory(path: Path, size: str, resolutions: list[int], dtype: str, device: st
     """Bytes at the peak of a fresh process, against batch and resolution."""
 
     def peak(batch: int, pixels: int) -> float:
-        cells = pixels // sides.DOWNSCALE[sides.SIZES[size][0]]
+        cells = pixels // sides.DOWNSCALE[options.SIZES[size][0]]
         asked = {"dtype": dtype, "device": device, "batch": batch, "steps": 1, "pixels": pixels, "cells": cells}
         return fresh.measures("memory", path, asked, Path())["peak memory"][1]["ours"]()
 
@@ -137,19 +136,9 @@ def figure(found: dict[str, dict[int, float]]) -> Figure:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark.growth", description=__doc__)
-    parser.add_argument("--size", choices=sides.SIZES, default="emoji")
-    parser.add_argument("--resolutions", nargs="+", type=int, help="pixels; by default 1 to 4 times the size's own")
-    parser.add_argument("--steps", type=int, default=8, help="of sampling, where something else grows")
-    parser.add_argument("--counts", nargs="+", type=int, default=[5, 10, 15, 20, 30, 50, 100])
-    parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--weights", type=Path, help="where random weights are kept for another run; else nowhere")
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
-    args = parser.parse_args()
-    name, pixels = sides.SIZES[args.size]
+    args = options.growth().parse_args()
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name, pixels = options.SIZES[args.size]
     resolutions = args.resolutions or [pixels * n for n in (1, 2, 3, 4)]
     with tempfile.TemporaryDirectory() as folder:
         path = sides.folder_of(name, args.weights or Path(folder))

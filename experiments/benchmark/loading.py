@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from experiments.benchmark import options
 from ldm import load_model
 from ldm.config import SD1
 from ldm.files import names
@@ -108,4 +109,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2], Path(sys.argv[3]), sys.argv[4])
     else:
-        sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else None))
+        sys.exit(main(options.loading().parse_args().folder))

@@ -15,6 +15,7 @@ import wandb  # noqa: F401  so that its import is not measured
 from hydra import compose, initialize_config_dir
 
 from experiments import files
+from experiments.benchmark import options
 from experiments.run import draw
 from experiments.run.logger import Logger
 
@@ -55,4 +56,4 @@ def measure(overrides: list[str]) -> tuple[float, float, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 50))
+    sys.exit(main(options.overhead().parse_args().pictures))

@@ -21,7 +21,6 @@ from samplers import Schedule, as_x_0, ddim
 SCALE = 7.5
 PROMPT = "a cat next to a dog on a blue background"
 SHAPES = {"sd15": SD1}  # drawn at random; other names are embedded models
-SIZES = {"emoji": ("emoji", 64), "sd15_256": ("sd15", 256), "sd15_512": ("sd15", 512)}  # model, pixels
 DOWNSCALE = {"emoji": 4, "sd15": 8}
 
 Decode = Callable[[Tensor], Tensor]

@@ -10,24 +10,20 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from experiments.emoji.world import EmojiScenes, World, load_atlas, settings_of
-from experiments.files import write
+from experiments.files import UserError, write
 from experiments.pictures import save_png
 from experiments.run import cli
 
 
 def main(cfg: DictConfig) -> None:
-    """Raises ValueError for a folder that is not empty, and for a split or concept that there is not."""
+    """Raises UserError for a folder that is not empty, and for a split or concept that there is not."""
     out = Path(cfg.out)
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"out={out}: is there already, and not empty")
-    if cfg.split not in ("train", "held_out"):
-        raise ValueError(f"split={cfg.split}: must be train or held_out")
-    if type(cfg.count) is not int or cfg.count < 1:
-        raise ValueError(f"count={cfg.count}: must be a whole number of at least 1")
+        raise UserError(f"out={out}: is there already, and not empty")
     world = World(**settings_of(cfg.world))
     concepts = list(world.concepts) if cfg.concepts == "all" else list(cfg.concepts or [])
     if unknown := [concept for concept in concepts if concept not in world.concepts]:
-        raise ValueError(f"concepts={unknown}: must be of {', '.join(world.concepts)}, or all")
+        raise UserError(f"concepts={unknown}: must be of {', '.join(world.concepts)}, or all")
     atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
     if concepts:
         scenes = EmojiScenes(world, atlas, cfg.split, cfg.seed, layouts=("one",))

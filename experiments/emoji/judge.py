@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from experiments.files import write
+from experiments.files import UserError, write
 from ldm.layers import GroupNorm
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "ldm" / "weights" / "emoji_judge"
@@ -91,9 +91,9 @@ def save_judge(judge: Judge, folder: Path) -> None:
 
 
 def load_judge(folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> Judge:
-    """Returns the judge of a folder that a training wrote. Raises ValueError if there is none."""
+    """Returns the judge of a folder that a training wrote. Raises UserError if there is none."""
     if not (folder / "config.json").is_file():
-        raise ValueError(f"no judge in {folder}: `python -m experiments.train part=small/judge` makes one")
+        raise UserError(f"no judge in {folder}: `python -m experiments.train part=small/judge` makes one")
     fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
     judge = Judge(JudgeConfig(**fields))

@@ -8,7 +8,6 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from experiments.files import UserError, atomically
 from ldm.text import Tokenizer
 
 Colour = tuple[int, int, int]  # RGB, 0 .. 255
@@ -58,9 +58,9 @@ class World:
 
     def __post_init__(self) -> None:
         if max(self.sides(1)) > self.image_size or max(self.sides(2)) > self.image_size // 2:
-            raise ValueError(f"objects do not fit: sizes_one up to {self.image_size}, sizes_more up to half of that")
+            raise UserError(f"objects do not fit: sizes_one up to {self.image_size}, sizes_more up to half of that")
         if not self.layouts.keys() <= LAYOUTS.keys() or abs(sum(self.layouts.values()) - 1) > 1e-6:
-            raise ValueError(f"layouts: shares of {', '.join(LAYOUTS)} that sum to 1, not {dict(self.layouts)}")
+            raise UserError(f"layouts: shares of {', '.join(LAYOUTS)} that sum to 1, not {dict(self.layouts)}")
 
     def sides(self, count: int) -> list[int]:
         """Returns the sides, in pixels, that an object may have in a scene of `count` objects."""
@@ -101,21 +101,19 @@ GZIP = b"\x1f\x8b"  # how the bytes of a .tgz begin
 def read_package(folder: Path, package: str) -> bytes:
     """Returns the content of an Iconify package: of the .tgz that `npm pack` leaves, or of icons.json, if unpacked.
 
-    Raises ValueError if it is missing.
+    Raises UserError if it is missing.
     """
     found = sorted(folder.glob(f"iconify-json-{package}-[0-9]*"))
     if not found:
-        raise ValueError(f"the icon package {package} is missing: {fetch(folder, package)}")
+        raise UserError(f"the icon package {package} is missing: {fetch(folder, package)}")
     try:
         return (found[-1] / "package" / "icons.json" if found[-1].is_dir() else found[-1]).read_bytes()
     except OSError as error:
-        raise ValueError(
-            f"the icon package {found[-1]} is damaged ({error}): {fetch(folder, package)} again"
-        ) from error
+        raise UserError(f"the icon package {found[-1]} is damaged ({error}): {fetch(folder, package)} again") from error
 
 
 def parse_package(content: bytes, folder: Path, package: str) -> dict[str, Any]:
-    """Returns the icons.json in a package's file. Raises ValueError if it is damaged."""
+    """Returns the icons.json in a package's file. Raises UserError if it is damaged."""
     try:
         if content.startswith(GZIP):
             with tarfile.open(fileobj=io.BytesIO(content)) as archive:
@@ -126,7 +124,7 @@ def parse_package(content: bytes, folder: Path, package: str) -> dict[str, Any]:
         icons["icons"]
         return icons
     except (OSError, EOFError, KeyError, TypeError, ValueError, tarfile.TarError, zlib.error) as error:
-        raise ValueError(f"the icon package {package} is damaged ({error}): {fetch(folder, package)} again") from error
+        raise UserError(f"the icon package {package} is damaged ({error}): {fetch(folder, package)} again") from error
 
 
 def fetch(folder: Path, package: str) -> str:
@@ -154,7 +152,7 @@ def load_atlas(world: World, folder: Path, cache: Path) -> Atlas:
 
     What was rendered is stored in `cache` under a hash of the packages' contents and of what the world takes of them.
     Any number of processes may call this at the same time.
-    Raises ValueError, naming the package, for one that is missing, damaged or without an icon of the world.
+    Raises UserError, naming the package, for one that is missing, damaged or without an icon of the world.
     """
     sides = sorted({*world.sides(1), *world.sides(2)})
     packages = {style: read_package(folder, package) for style, package in world.styles.items()}
@@ -171,12 +169,12 @@ def load_atlas(world: World, folder: Path, cache: Path) -> Atlas:
 def render_atlas(world: World, icons: dict[str, dict[str, Any]], sides: list[int]) -> Atlas:
     """Returns each concept in each style at each side. `icons` holds each style's icons.json.
 
-    Raises ValueError, naming the package, for one without an icon of the world.
+    Raises UserError, naming the package, for one without an icon of the world.
     """
     for style, package in world.styles.items():
         names = icons[style]["icons"].keys() | icons[style].get("aliases", {}).keys()
         if missing := sorted(set(world.concepts.values()) - names):
-            raise ValueError(f"the icon package {package} has no icon {', '.join(missing)}")
+            raise UserError(f"the icon package {package} has no icon {', '.join(missing)}")
     return {
         (noun, style, side): render(icons[style], world.concepts[noun], side)
         for noun, style, side in itertools.product(world.concepts, world.styles, sides)
@@ -184,15 +182,10 @@ def render_atlas(world: World, icons: dict[str, dict[str, Any]], sides: list[int
 
 
 def store_atlas(atlas: Atlas, path: Path) -> None:
-    """Writes an atlas to a temporary file of this process's own, then renames it to `path`."""
+    """Writes an atlas atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **{"|".join(map(str, key)): a for key, a in atlas.items()})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomically(path) as part, part.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **{"|".join(map(str, key)): a for key, a in atlas.items()})
 
 
 def is_held_out(world: World, combination: tuple[str, ...]) -> bool:
@@ -291,7 +284,7 @@ class EmojiScenes(Dataset):
             held_out = (is_held_out(self.world, c) for c in combinations(looks, background))
             if len(looks) == LAYOUTS[layout] and SPLITS[self.split](held_out):
                 return rng, layout, looks, background
-        raise ValueError(f"share_held_out={self.world.share_held_out} leaves no {self.split} scenes of layout {layout}")
+        raise UserError(f"share_held_out={self.world.share_held_out} leaves no {self.split} scenes of layout {layout}")
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[list[Look], str]:
         """Draws objects with different labels, and a background's word."""

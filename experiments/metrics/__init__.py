@@ -10,13 +10,21 @@ from typing import Any, Protocol
 
 import torch
 
+from experiments.files import UserError
 from experiments.metrics.estimates import Bootstrap, Estimate
 from experiments.metrics.folders import FinishedRun
 
 
+class Unmeasurable(UserError):
+    """A run has nothing that a metric could measure, or the metric's network is not to be had here.
+
+    A sweep says so and goes on; any other error of a metric fails the cell.
+    """
+
+
 @dataclass(frozen=True)
 class Bench:
-    """What every metric is measured with."""
+    """Device, batch size and bootstrap, with which every metric is measured."""
 
     device: torch.device
     batch_size: int = 32
@@ -36,13 +44,13 @@ class Result:
 
 class Metric(Protocol):
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
-        """Raises ValueError, in one line, for a run or a setting that cannot be measured."""
+        """Raises Unmeasurable, in one line, for a run that cannot be measured, and ValueError for a wrong setting."""
         ...
 
 
 def optional(module: str) -> ModuleType:
-    """A module of the extra `metrics`. Raises ValueError saying how to install it."""
+    """Imports a module of the extra `metrics`. Raises Unmeasurable saying how to install it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed: `pip install 'ldm-guidance[metrics]'` brings it") from error
+        raise Unmeasurable(f"{error.name} is not installed: `pip install -e '.[metrics]'` brings it") from error

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.metrics import Bench, Result
+from experiments.files import UserError
+from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.estimates import CENTRED, Bootstrap, Estimate, interval
 from experiments.metrics.features import Gaussian, extract, frechet_distance, gaussian, load_extractor, rank_warnings
 from experiments.metrics.folders import FinishedRun, open_reference
@@ -67,52 +68,52 @@ class AlphaFid:
         return Result(value, details, about=about, warnings=warnings)
 
     def captions(self, run: FinishedRun, known: list[str]) -> tuple[list[Caption], int]:
-        """Those that are of two known objects; and how many pictures are of none. Raises ValueError if all are."""
+        """Returns the captions of two known objects, and how many pictures have none. Raises Unmeasurable if all."""
         if self.objects is not None and (len(self.objects) != 2 or not set(self.objects) <= set(known)):
-            raise ValueError(f"objects={self.objects}: must be two of {', '.join(known)}")
+            raise UserError(f"objects={self.objects}: must be two of {', '.join(known)}")
         found: dict[tuple[str, ...], Caption] = {}
         for i, (prompts, record) in enumerate(zip(run.texts, run.records, strict=True)):
             objects = self.objects or record.get("objects") or named(prompts, known)
             if len(objects) == 2 and set(objects) <= set(known):
                 found.setdefault(prompts, Caption(prompts, (objects[0], objects[1]))).indices.append(i)
         if not found:
-            raise ValueError(f"no picture of the run is of two of the objects {', '.join(known)}")
+            raise Unmeasurable(f"no picture of the run is of two of the objects {', '.join(known)}")
         for caption in found.values():
             if len(caption.indices) < 2:
-                raise ValueError(f"{' > '.join(caption.prompts)!r} has 1 picture, and a distance needs at least 2")
+                raise Unmeasurable(f"{' > '.join(caption.prompts)!r} has 1 picture, and a distance needs at least 2")
         return list(found.values()), len(run.records) - sum(len(caption.indices) for caption in found.values())
 
 
 def object_folders(references: str | None) -> dict[str, Path]:
-    """By their names. Raises ValueError if there are fewer than two."""
+    """Returns the folders of the objects by their names. Raises Unmeasurable if there are fewer than two."""
     paths = sorted(Path(references).iterdir()) if references and Path(references).is_dir() else []
     known = {path.name: path for path in paths if path.is_dir()}
     if len(known) < 2:
-        raise ValueError(f"references={references}: must hold a folder of pictures for each object, by its name")
+        raise Unmeasurable(f"references={references}: must hold a folder of pictures for each object, by its name")
     return known
 
 
 def named(texts: tuple[str, ...], names: list[str]) -> list[str]:
-    """The names that occur in the texts as whole words, in their order; the longer of two that overlap."""
+    """Returns the names that the texts hold as whole words, in their order; the longer of two that overlap."""
     either = "|".join(re.escape(name.lower()) for name in sorted(names, key=len, reverse=True))
     lower = {name.lower(): name for name in names}
     return list(dict.fromkeys(lower[m] for text in texts for m in re.findall(rf"\b(?:{either})\b", text.lower())))
 
 
 def alpha(x: float, y: float) -> float:
-    """sqrt((x^2 + y^2 + (x - y)^2) / 2): small if both are, and alike."""
+    """Returns sqrt((x^2 + y^2 + (x - y)^2) / 2): small if both are, and alike."""
     return ((x**2 + y**2 + (x - y) ** 2) / 2) ** 0.5
 
 
 def distances(values: Tensor, one: Gaussian, other: Gaussian) -> dict[str, float]:
-    """x, y and alpha of features [N, D]."""
+    """Returns x, y and alpha of features [N, D]."""
     ours = gaussian(values)
     x, y = frechet_distance(ours, one), frechet_distance(ours, other)
     return {"x": x, "y": y, "alpha": alpha(x, y)}
 
 
 def alpha_of(values: Tensor, objects: tuple[Tensor, Tensor]) -> Callable[[Any], float]:
-    """indices -> alpha of those pictures: features [N, D] against each object's [R, D]."""
+    """Returns a function of indices: alpha of those of the features [N, D], against each object's [R, D]."""
     pair = gaussian(objects[0]), gaussian(objects[1])
     return lambda indices: distances(values[indices], *pair)["alpha"]
 
@@ -126,7 +127,7 @@ def described(caption: Caption, ours: Tensor, references: dict[str, Tensor]) -> 
 def mean_over_captions(
     captions: list[Caption], ours: Tensor, references: dict[str, Tensor], bootstrap: Bootstrap
 ) -> Estimate:
-    """Of alpha; the count is that of the captions."""
+    """Returns the mean of alpha; the count is that of the captions."""
     values, drawn = [], []
     pictures = replace(bootstrap, unit="pictures")
     for caption in captions:
@@ -140,7 +141,7 @@ def mean_over_captions(
 
 
 def pooled(captions: list[Caption], ours: Tensor, references: dict[str, Tensor], bootstrap: Bootstrap) -> Estimate:
-    """alpha of all pictures as one set; the count is that of the pictures."""
+    """Returns alpha of all pictures as one set; the count is that of the pictures."""
     sides = [dict.fromkeys(caption.objects[side] for caption in captions) for side in range(2)]
     first, second = (torch.cat([references[name] for name in side]) for side in sides)
     indices = [i for caption in captions for i in caption.indices]
@@ -150,7 +151,7 @@ def pooled(captions: list[Caption], ours: Tensor, references: dict[str, Tensor],
 
 
 def few_pictures(captions: list[Caption], width: int) -> list[str]:
-    """Of captions with no more pictures than features."""
+    """Warns of captions with no more pictures than features."""
     counts = sorted({len(caption.indices) for caption in captions})
     if counts[0] > width:
         return []

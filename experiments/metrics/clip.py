@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from experiments.files import sha256
+from experiments.files import UserError, sha256
+from experiments.metrics import Unmeasurable
 from experiments.metrics.folders import FinishedRun
 
 EMBEDDED = Path(__file__).resolve().parents[2] / "ldm" / "weights" / "emoji_clip"
@@ -20,7 +21,10 @@ PAPERS = "ViT-g-14", "laion2b_s34b_b88k"
 
 
 def load_clip(model: str, pretrained: str | None, device: torch.device) -> tuple[Any, Callable, Callable, dict]:
-    """The network, its picture and text preprocessing, and what is to be said of it. Raises ValueError."""
+    """Returns the network, its picture and text preprocessing, and its description.
+
+    Raises Unmeasurable where the weights are not to be had, and ValueError for a name that there is not.
+    """
     import open_clip  # takes seconds
 
     folder = Path(model)
@@ -30,21 +34,21 @@ def load_clip(model: str, pretrained: str | None, device: torch.device) -> tuple
             about = {"model": folder.name, "weights_sha256": digest}
             model = f"local-dir:{folder}"
         elif model not in open_clip.list_models():
-            raise ValueError(f"model={model}: neither a folder nor a name of open_clip's, such as {PAPERS[0]}")
+            raise UserError(f"model={model}: neither a folder nor a name of open_clip's, such as {PAPERS[0]}")
         elif pretrained is None:
             tags = open_clip.list_pretrained_tags_by_model(model)
-            raise ValueError(f"model={model}: say pretrained=FILE, or one of {', '.join(tags) or 'no tags'}")
+            raise UserError(f"model={model}: say pretrained=FILE, or one of {', '.join(tags) or 'no tags'}")
         else:
             network, preprocess = open_clip.create_model_from_pretrained(model, pretrained)
             about = {"model": model, "pretrained": pretrained}
     except (RuntimeError, OSError, KeyError) as error:  # of a missing file, a closed network or a wrong shape
         reason = str(error).splitlines()[0]
-        raise ValueError(f"the weights {pretrained or 'in the folder'} of {model} cannot be had: {reason}") from error
+        raise Unmeasurable(f"the weights {pretrained or 'in the folder'} of {model} cannot be had: {reason}") from error
     return network.to(device).eval(), preprocess, open_clip.get_tokenizer(model), about
 
 
 def load_folder(folder: Path) -> tuple[Any, Callable, str]:
-    """Network, picture preprocessing and hash of a folder as open_clip writes it, its weights in one file or in shards.
+    """Loads network, picture preprocessing and hash of a folder as open_clip writes it, its weights whole or in shards.
 
     Without a preprocess_cfg it takes pixels in [-1, 1], as experiments.training.parts trains it.
     """
@@ -53,7 +57,7 @@ def load_folder(folder: Path) -> tuple[Any, Callable, str]:
 
     files = sorted(folder.glob("open_clip_model*.safetensors"))
     if not files or not (folder / "open_clip_config.json").is_file():
-        raise ValueError(f"no CLIP in {folder}: `python -m experiments.train part=small/clip` makes one")
+        raise UserError(f"no CLIP in {folder}: `python -m experiments.train part=small/clip` makes one")
     with quiet():
         network = open_clip.create_model(f"local-dir:{folder}", load_weights=False, pretrained_text=False)
     network.load_state_dict({name: value for file in files for name, value in load_file(file).items()})
@@ -65,12 +69,13 @@ def load_folder(folder: Path) -> tuple[Any, Callable, str]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """open_clip warns of a network without weights, which it gets right after."""
-    logging.disable(logging.WARNING)
+    """Silences open_clip's warning of a network without weights, which it gets right after."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)
 
 
 def is_cut(tokenizer: Callable, prompt: str, context: int) -> bool:

@@ -4,21 +4,24 @@ Merely raising that scale rivals most guidance methods (GA-Eval, arXiv 2602.2257
 their effective scales are equal.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from experiments.metrics import Bench, Result
+from experiments.files import UserError
+from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.folders import FinishedRun
 from experiments.run import draw
-from guidance import Branch, Guidance, Wrapper, guided
+from guidance import Branch, Guidance, Wrapper
 from guidance.branch import combined
 from ldm.condition import Conditions
-from samplers import Denoised, ImageNoise, Step, as_x_0
+from samplers import Denoised, Step
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Projection(Wrapper):
         guided = combined(self.inner, without_observed(x_0), x_t, step)
         d, direction = ((e - x_0["unconditional"]).flatten(1).double() for e in (x_0["cond"], guided.x_0))
         along = (direction * d).sum(dim=1)
+        if not d.any(dim=1).all():
+            raise Unmeasurable("prompt and negative prompt give the same eps: no guidance has a scale there")
         scale, cosine = along / d.square().sum(dim=1), along / (d.norm(dim=1) * direction.norm(dim=1))
         self.steps.append({"i": step.i, "t": step.now.t, "scale": scale.cpu(), "cosine": cosine.cpu()})
         return guided
@@ -55,21 +60,23 @@ def without_observed(x_0: dict[str, Tensor]) -> dict[str, Tensor]:
 class EffectiveScale:
     """The scale of `Projection`, mean over the steps; the first `pictures` of the run are drawn again for it.
 
-    The detail "cosine" is 1 for a method that does nothing but scale.
+    The detail "cosine" is 1 for a method that does nothing but scale. The run's guidance and sampler are made from its
+    run.json, if `packages` define them; name yours there to measure a guidance that lies elsewhere.
     """
 
     pictures: int = 16
+    packages: list[str] = field(default_factory=lambda: ["guidance", "samplers"])
 
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
         if type(self.pictures) is not int or self.pictures < 1:
-            raise ValueError(f"pictures={self.pictures}: must be a whole number of at least 1")
+            raise UserError(f"pictures={self.pictures}: must be a whole number of at least 1")
+        check_stored(run.config, run.folder / "run.json", self.packages)
         again = {**run.config, "device": str(bench.device), "logger": {"name": "none"}, "shard": "0/1"}
         job = draw.prepare(OmegaConf.create(again))
-        plan = [picture for batch in job.batches for picture in batch][: self.pictures]
-        size = job.cfg.batch_size
-        seen = [projections(job, plan[i : i + size], i) for i in range(0, len(plan), size)]
+        count, size = min(self.pictures, len(job.request.pictures)), job.request.together
+        seen = [projections(job, i, min(size, count - i)) for i in range(0, count, size)]
         scale, cosine = (torch.cat([batch[key] for batch in seen], dim=1) for key in ("scale", "cosine"))  # [S, N]
-        captions = run.captions[: len(plan)]
+        captions = run.captions[:count]
         scales, cosines = scale.mean(dim=0).tolist(), cosine.mean(dim=0).tolist()
         curve = {"scale": scale.mean(dim=1).tolist(), "cosine": cosine.mean(dim=1).tolist(), "timestep": seen[0]["t"]}
         return Result(
@@ -80,15 +87,36 @@ class EffectiveScale:
         )
 
 
-@torch.no_grad()
-def projections(job: draw.Job, batch: list[tuple[int, int]], first: int) -> dict[str, Any]:
-    """Scale and cosine [S, B] of a batch of the plan that begins at its picture `first`, and the timesteps."""
-    prompts, seeds = [job.prompts[p] for p, _ in batch], [seed for _, seed in batch]
-    noise = ImageNoise(seeds, job.model.latent_shape(*job.size), job.device)
-    x_T = noise() if job.noise is None else job.noise[first:][: len(batch)].to(job.device)
-    probe = Projection(job.guidance)
-    predict = as_x_0(job.network, job.model.config.schedule.prediction)
-    denoise = guided(predict, probe, draw.conditions_of(job.model, prompts, seeds))
-    draw.sample(denoise, partial(job.sampler, noise=noise), x_T, lambda: None)
+def check_stored(config: Any, file: Path, packages: Sequence[str]) -> None:
+    """Raises UserError where a config of a file of results would make anything but what these packages define.
+
+    The file may be a stranger's: `_target_` may name any function that Python can reach, also by way of a module that
+    one of the packages imports, and an interpolation may hold another config. A run's own config has none.
+    """
+    if isinstance(config, str) and "${" in config:
+        raise UserError(f"{file}: {config!r}: an interpolation has no place in a finished run's config")
+    if isinstance(config, dict | list):
+        for entry in config.values() if isinstance(config, dict) else config:
+            check_stored(entry, file, packages)
+    if isinstance(config, dict) and "_target_" in config and not defined_in(config["_target_"], packages):
+        raise UserError(f"{file}: _target_: {config['_target_']}: is not of {', '.join(packages)}")
+
+
+def defined_in(target: Any, packages: Sequence[str]) -> bool:
+    """Whether a dotted name lies in one of the packages, and what it names was defined there."""
+    within = [package for package in packages if isinstance(target, str) and target.startswith(f"{package}.")]
+    try:
+        found = get_object(target) if within else None
+    except (ImportError, ValueError):
+        return False
+    home = getattr(found, "__module__", None) or ""
+    return any(f"{home}.".startswith(f"{package}.") for package in within)
+
+
+def projections(job: draw.Job, first: int, count: int) -> dict[str, Any]:
+    """Returns scale and cosine [S, B] of so many of a job's pictures, from the one at `first` on, and the timesteps."""
+    probe = Projection(job.machine.guidance)
+    for _ in draw.moments(job.machine, draw.batch_of(job, first, count), probe):
+        pass
     steps = {key: torch.stack([step[key] for step in probe.steps]) for key in ("scale", "cosine")}
     return {**steps, "t": [step["t"] for step in probe.steps]}

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from experiments.emoji.judge import WEIGHTS as JUDGE
 from experiments.emoji.judge import Judge, JudgeOutput, load_judge
-from experiments.files import say, sha256
-from experiments.metrics import Bench, optional
+from experiments.files import UserError, say, sha256
+from experiments.metrics import Bench, Unmeasurable, optional
 from experiments.metrics.folders import FinishedRun, Pictures, read, to_tensor
 
 EXTRACTORS = {name: f"experiments.metrics.features.{name.title()}Features" for name in ("inception", "judge")}
@@ -33,7 +33,7 @@ class Extractor(Protocol):
     warnings: list[str]
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, D] and logits [B, classes] of images uint8 [B, 3, H, W]."""
+        """Returns features [B, D] and logits [B, classes] of images uint8 [B, 3, H, W]."""
         ...
 
 
@@ -56,7 +56,7 @@ class InceptionFeatures:
             torch.load(path, map_location="cpu", weights_only=True)  # torch-fidelity would run what is pickled in it
             network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048", "logits_unbiased"], str(path))
         except (pickle.UnpicklingError, RuntimeError, EOFError, AttributeError) as error:
-            raise ValueError(f"{path}: not torch-fidelity's Inception weights: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{path}: not torch-fidelity's Inception weights: {str(error).splitlines()[0]}") from error
         self.network = network.to(device)
         self.device = device
         self.about = {
@@ -93,7 +93,7 @@ class JudgeFeatures:
 
 
 def judge_input(images: Tensor, side: int) -> Tensor:
-    """Images uint8 [B, 3, H, W] as the judge takes them: [B, 3, side, side] in [-1, 1]."""
+    """Returns images uint8 [B, 3, H, W] as the judge takes them: [B, 3, side, side] in [-1, 1]."""
     pixels = images.float() / 127.5 - 1
     if pixels.shape[2:] == (side, side):
         return pixels
@@ -101,36 +101,36 @@ def judge_input(images: Tensor, side: int) -> Tensor:
 
 
 def inception_weights(given: Path | None, url: str) -> Path:
-    """The given file, or the cached one, which is downloaded if it can be. Raises ValueError saying where to put it."""
+    """Returns the given file, or the cached one, downloading it. Raises UserError saying where to put it."""
     path = given or Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     where = f"download {url} and put it at {path}, or name it by the metric's weights=FILE"
     if given is not None and not path.is_file():
-        raise ValueError(f"weights={path}: there is no such file; {where}")
+        raise UserError(f"weights={path}: there is no such file; {where}")
     if not path.is_file():
         say(f"Inception weights: from {url} to {path}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=PUBLISHED, progress=False)
         except (URLError, OSError, RuntimeError) as error:
-            raise ValueError(f"no Inception weights here and no way to them: {where}") from error
+            raise Unmeasurable(f"no Inception weights here and no way to them: {where}") from error
     return path
 
 
 def load_extractor(name: str | None, weights: str | None, run: FinishedRun, device: torch.device) -> Extractor:
-    """By name, or by the dotted name of a class. None: the judge for the embedded model's runs, else Inception."""
+    """Makes an extractor by its name or class. None: the judge for the embedded model's runs, else Inception."""
     name = name or ("judge" if run.emoji else "inception")
     try:
         extractor = get_object(EXTRACTORS.get(name, name))
     except (ImportError, ValueError) as error:
-        raise ValueError(f"features={name}: must be inception, judge or the full name of a class") from error
+        raise UserError(f"features={name}: must be inception, judge or the full name of a class") from error
     return extractor(Path(weights) if weights else None, device)
 
 
 @torch.inference_mode()
 def extract(extractor: Extractor, pictures: Pictures, resize: int | None, bench: Bench) -> Features:
-    """Raises ValueError for fewer than 2 pictures, of which no covariance can be."""
+    """Raises Unmeasurable for fewer than 2 pictures, of which no covariance can be."""
     if len(pictures.files) < 2:
-        raise ValueError(f"{pictures.folder}: holds {len(pictures.files)} picture, and at least 2 are needed")
+        raise Unmeasurable(f"{pictures.folder}: holds {len(pictures.files)} picture, and at least 2 are needed")
     batches = tqdm(pictures.batches(bench.batch_size, resize), desc=f"features of {pictures.folder.name}", leave=False)
     values, logits = zip(*((a.cpu(), b.cpu()) for a, b in map(extractor, batches)), strict=True)
     return Features(torch.cat(values), torch.cat(logits))
@@ -145,7 +145,7 @@ class Gaussian:
 
 
 def gaussian(values: Tensor) -> Gaussian:
-    """Of N samples [N, D]."""
+    """Returns mean and factor of N samples [N, D]."""
     values = values.double()
     centred = (values - values.mean(dim=0)) / (len(values) - 1) ** 0.5
     return Gaussian(
@@ -164,7 +164,7 @@ def frechet_distance(one: Gaussian, other: Gaussian) -> float:
 
 
 def rank_warnings(pictures: Pictures, features: Features) -> list[str]:
-    """Of sets too small to span their features."""
+    """Warns of sets too small to span their features."""
     count, width = features.values.shape
     if count > width:
         return []
@@ -175,7 +175,7 @@ def rank_warnings(pictures: Pictures, features: Features) -> list[str]:
 
 
 def judge_outputs(judge: Judge, run: FinishedRun, bench: Bench) -> Iterator[tuple[int, JudgeOutput]]:
-    """Batches of a run's pictures before the judge: the index of the first, and what is found."""
+    """Yields what the judge finds in batches of a run's pictures, with the index of the first."""
     for i in tqdm(range(0, len(run.pictures.files), bench.batch_size), desc="judge", leave=False):
         images = [to_tensor(read(path))[None] for path in run.pictures.files[i : i + bench.batch_size]]
         pixels = torch.cat([judge_input(image, judge.config.image_size) for image in images])

@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor
 
-from experiments.metrics import Bench, Result, optional
+from experiments.metrics import Bench, Result, Unmeasurable, optional
 from experiments.metrics.estimates import CENTRED
 from experiments.metrics.features import extract, load_extractor
 from experiments.metrics.folders import FinishedRun
@@ -24,7 +24,7 @@ class InceptionScore:
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
         fidelity = optional("torch_fidelity.metric_isc")
         if len(run.records) < 2 * self.splits:
-            raise ValueError(
+            raise Unmeasurable(
                 f"{len(run.records)} pictures make no {self.splits} splits of at least 2: say fewer splits"
             )
         extractor = load_extractor(self.features, self.weights, run, bench.device)

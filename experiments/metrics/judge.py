@@ -9,7 +9,7 @@ import torch
 
 from experiments.emoji.judge import WEIGHTS, JudgeConfig, JudgeOutput, load_judge
 from experiments.files import sha256
-from experiments.metrics import Bench, Result
+from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.estimates import Estimate
 from experiments.metrics.features import judge_outputs
 from experiments.metrics.folders import FinishedRun
@@ -48,7 +48,7 @@ class JudgeMetric:
         judge = load_judge(folder, bench.device)
         asked = [parse((self.prompt,) if self.prompt else texts, judge.config) for texts in run.texts]
         if not any(asked):
-            raise ValueError(f"no prompt names anything that the judge knows ({', '.join(judge.config.concepts)})")
+            raise Unmeasurable(f"no prompt names anything that the judge knows ({', '.join(judge.config.concepts)})")
         scores: list[dict[str, Any]] = []
         for i, output in judge_outputs(judge, run, bench):
             some = asked[i : i + bench.batch_size]
@@ -76,7 +76,7 @@ class JudgeMetric:
 
 
 def parse(texts: tuple[str, ...], config: JudgeConfig) -> list[Asked]:
-    """The objects that the texts name, in their order, once each; of one with and without a colour, that with.
+    """Returns the objects that the texts name, in their order, once each; of one with and without a colour, that with.
 
     An object's colour word stands before its noun, with one word between them at most: "a small blue noto cat".
     """
@@ -93,7 +93,7 @@ def parse(texts: tuple[str, ...], config: JudgeConfig) -> list[Asked]:
 
 
 def colour_word(phrase: list[str], colours: tuple[str, ...]) -> str | None:
-    """That of a noun, given the words and marks before it."""
+    """Returns the colour of a noun, given the words and marks before it."""
     for word in phrase[:-3:-1]:
         if word in colours:
             return word
@@ -103,7 +103,7 @@ def colour_word(phrase: list[str], colours: tuple[str, ...]) -> str | None:
 
 
 def judged(output: JudgeOutput, b: int, asked: list[Asked], config: JudgeConfig) -> dict[str, Any]:
-    """Scores of picture b of a batch, None where it was asked for nothing of the kind."""
+    """Returns the scores of picture b of a batch, None where it was asked for nothing of the kind."""
     things: list[dict[str, Any]] = []
     for thing in asked:
         k = config.concepts.index(thing.concept)
@@ -129,13 +129,13 @@ def judged(output: JudgeOutput, b: int, asked: list[Asked], config: JudgeConfig)
 
 
 def silent(asked: list[list[Asked]]) -> list[str]:
-    """Of pictures that could not be judged."""
+    """Warns of pictures that could not be judged."""
     count = sum(not objects for objects in asked)
     return [f"{count} pictures left out: their prompts name nothing that the judge knows"] if count else []
 
 
 def certain(shares: dict[str, Estimate]) -> list[str]:
-    """Of shares whose resamples are all alike, where the bootstrap knows nothing of what is rare."""
+    """Warns of shares whose resamples are all alike: the bootstrap knows nothing of what is rare."""
     names = [name for name, e in shares.items() if e.low is not None and e.low == e.high]
     return (
         [f"all alike, so the interval is no interval (the truth lies within 3/count): {', '.join(names)}"]

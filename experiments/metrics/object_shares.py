@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from experiments.emoji.judge import WEIGHTS, load_judge
-from experiments.files import sha256
-from experiments.metrics import Bench, Result
+from experiments.files import UserError, sha256
+from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.features import judge_outputs
 from experiments.metrics.folders import FinishedRun
 
@@ -28,7 +28,7 @@ class ObjectShares:
         judge = load_judge(folder, bench.device)
         concepts = judge.config.concepts
         if len(self.objects) != 2 or not set(self.objects) <= set(concepts):
-            raise ValueError(f"objects={self.objects}: must be two of {', '.join(concepts)}")
+            raise UserError(f"objects={self.objects}: must be two of {', '.join(concepts)}")
         one, two = (concepts.index(name) for name in self.objects)
         per_image = []
         for _, output in judge_outputs(judge, run, bench):
@@ -40,7 +40,7 @@ class ObjectShares:
                 scores = {"value": area_one / either if either else None, "first": first, "second": second}
                 per_image.append({**scores, "both": first and second, "one": first != second})
         if all(score["value"] is None for score in per_image):
-            raise ValueError(f"no picture shows {' or '.join(self.objects)}")
+            raise Unmeasurable(f"no picture shows {' or '.join(self.objects)}")
         captions = run.captions
         details = {
             name: bench.bootstrap.mean([float(score[name]) for score in per_image], captions)

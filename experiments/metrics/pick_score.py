@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.files import sha256
-from experiments.metrics import Bench, Result, optional
+from experiments.metrics import Bench, Result, Unmeasurable, optional
 from experiments.metrics.clip import cut_warnings
 from experiments.metrics.folders import FinishedRun, read
 
@@ -52,18 +52,18 @@ class PickScore:
 
 
 def load_pick_score(model: str, processor: str, device: torch.device) -> tuple[Any, Any]:
-    """The network and its processor. Raises ValueError if they are not there, or not a CLIP's."""
+    """Loads the network and its processor. Raises Unmeasurable if they are not there, or not a CLIP's."""
     transformers = optional("transformers")
     try:
         network = transformers.CLIPModel.from_pretrained(model)
         prepare = transformers.CLIPProcessor.from_pretrained(processor)
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"no PickScore at model={model}, processor={processor}: {reason}") from error
+        raise Unmeasurable(f"no PickScore at model={model}, processor={processor}: {reason}") from error
     return network.to(device).eval(), prepare
 
 
 def weights_sha256(folder: Path) -> str | None:
-    """Of a local folder's weights, if they are in one file."""
+    """Returns the hash of a local folder's weights, if they are in one file."""
     file = folder / "model.safetensors"
     return sha256(file) if file.is_file() else None

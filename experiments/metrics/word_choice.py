@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from experiments.metrics import Bench, Result
+from experiments.files import UserError
+from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.clip import clip_meant, load_clip
 from experiments.metrics.folders import FinishedRun, read
 
@@ -26,11 +27,11 @@ class WordChoice:
 
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
         if len(set(self.words)) < 2:
-            raise ValueError(f"words={self.words}: at least two")
+            raise UserError(f"words={self.words}: at least two")
         rivals = [self.rivals(texts) for texts in run.captions]
         asked = [i for i, prompts in enumerate(rivals) if prompts]
         if not asked:
-            raise ValueError(f"no prompt holds exactly one of {', '.join(self.words)}")
+            raise Unmeasurable(f"no prompt holds exactly one of {', '.join(self.words)}")
         model, pretrained = clip_meant(self.model, self.pretrained, run)
         network, preprocess, tokenizer, about = load_clip(model, pretrained, bench.device)
         right: list[float | None] = [None] * len(rivals)
@@ -60,14 +61,26 @@ class WordChoice:
         return Result(bench.bootstrap.mean(right, run.captions), details, per_image, about, warnings)
 
     def word(self, caption: tuple[str, ...]) -> str | None:
-        """The one of the words that a picture's prompt holds; None if it has several prompts, or words, or none."""
+        """Returns the one of the words in a picture's prompt; None if it has several prompts, or words, or none."""
         found = [word for word in self.words if len(caption) == 1 and re.search(rf"\b{re.escape(word)}\b", caption[0])]
         return found[0] if len(found) == 1 else None
 
     def rivals(self, caption: tuple[str, ...]) -> list[str]:
-        """The prompt, and the prompts with the others in its word's place; none if it has no one word."""
+        """Returns the prompt, and the prompts with the other words in its place; none if it has not one word."""
         word = self.word(caption)
         if word is None:
             return []
-        places = rf"\b{re.escape(word)}\b"
-        return [caption[0], *(re.sub(places, other, caption[0]) for other in self.words if other != word)]
+        return [caption[0], *(exchanged(caption[0], word, other) for other in self.words if other != word)]
+
+
+def exchanged(prompt: str, word: str, other: str) -> str:
+    """Returns the prompt with another word in a word's place, and the article that fits it: "an A", "a B"."""
+
+    def replaced(match: re.Match[str]) -> str:
+        article = match["article"]
+        if article:
+            fitting = "an " if other[:1].lower() in "aeiou" else "a "
+            article = fitting.capitalize() if article[0].isupper() else fitting
+        return f"{article or ''}{other}"
+
+    return re.sub(rf"\b(?P<article>[Aa]n? )?{re.escape(word)}\b", replaced, prompt)

@@ -1,72 +1,209 @@
-"""From a composed config to the objects it names."""
+"""From a composed config to the objects it names: what is asked (Request), and what it runs on (Machine).
 
-import re
-from collections.abc import Callable, Iterator
+The config is read here, once; nothing below sees it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 
-from experiments.run.prompts import Prompt, checked_seed, suite
-from guidance import Guidance
+from experiments.files import UserError, as_user_error
+from experiments.run.prompts import Prompt, suite
+from experiments.run.settings import check_arguments, written
+from guidance import Guidance, Stage
 from guidance.branch import plan
 from ldm import LatentDiffusion, load_model
 from ldm.attention import Edits
 from ldm.condition import Condition
 from ldm.config import ScheduleConfig
 from ldm.unet import UNet
-from samplers import Schedule, Step
-from samplers.predict import Network
+from samplers import Denoised, Schedule, Step, as_x_0
+from samplers.predict import Network, Predict
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+Picture = tuple[int, int]  # index of its prompt, and its seed
+Moments = Iterator[tuple[Step, Tensor, Tensor]]
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
-class Stretch:
-    """A run of steps under one prompt; None is the image's own."""
+class Request:
+    """The pictures that a run is to hold, in order, and how they are shared out among batches and shards.
 
-    prompt: str | None
-    steps: int
+    height, width  pixels; None is the model's own
+    noise          a file with the first draws of all pictures, in the place of their seeds'
+    shard          (i, n): this process makes every n-th batch, from the i-th on. The batches are the same whatever the
+                   shards, and so the pictures
+    max_batch      rows of one forward of a network at most, and so pictures that are drawn at once; None: no limit
+    deterministic  pictures are drawn one by one, although a batch is stored together
+    """
+
+    prompts: list[Prompt]
+    pictures: list[Picture]
+    batch_size: int
+    max_batch: int | None
+    height: int | None
+    width: int | None
+    noise: Path | None
+    shard: tuple[int, int]
+    deterministic: bool
+    save_latents: bool
+
+    @property
+    def batches(self) -> list[list[Picture]]:
+        return [self.pictures[i : i + self.batch_size] for i in range(0, len(self.pictures), self.batch_size)]
+
+    @property
+    def ours(self) -> list[int]:
+        """Indices of the batches of this shard."""
+        shard, shards = self.shard
+        return list(range(len(self.batches)))[shard::shards]
+
+    @property
+    def together(self) -> int:
+        """How many pictures are drawn at once, at most."""
+        return 1 if self.deterministic else min(self.batch_size, len(self.pictures), self.max_batch or self.batch_size)
+
+    @property
+    def columns(self) -> int | None:
+        """Pictures of each prompt; None where prompts bring seeds of their own."""
+        own = any(prompt.seed is not None for prompt in self.prompts)
+        return None if own else len(self.pictures) // len(self.prompts)
+
+
+def request(cfg: DictConfig) -> Request:
+    """Raises UserError for prompts that cannot be read, and for a seed that is given twice."""
+    wanted, common = prompts(cfg), seeds(cfg)
+    own = [common if prompt.seed is None else [prompt.seed] for prompt in wanted]
+    shard, shards = map(int, str(cfg.shard).split("/"))
+    return Request(
+        prompts=wanted,
+        pictures=[(p, seed) for p, some in enumerate(own) for seed in some],
+        batch_size=cfg.batch_size,
+        max_batch=cfg.max_batch,
+        height=cfg.height,
+        width=cfg.width,
+        noise=None if cfg.noise is None else Path(str(cfg.noise)),
+        shard=(shard, shards),
+        deterministic=cfg.deterministic,
+        save_latents=cfg.save_latents,
+    )
+
+
+def prompts(cfg: DictConfig) -> list[Prompt]:
+    """The prompts asked for: `prompt`, or the prompts group. Raises UserError naming file and line of a wrong one."""
+    negative = str(cfg.negative_prompt)
+    if cfg.get("prompts") is None:
+        return [Prompt(None if cfg.prompt is None else str(cfg.prompt), negative)]
+    if cfg.prompt is not None:
+        raise UserError("both prompt and prompts are given: leave one of them out")
+    return suite(cfg.prompts, negative)
+
+
+def seeds(cfg: DictConfig) -> list[int]:
+    """Returns the seeds of every prompt that brings none. Raises UserError for repeated ones."""
+    wanted = list(cfg.seeds or []) if not isinstance(cfg.seeds, int) else [cfg.seeds]
+    if len(set(wanted)) < len(wanted) or not wanted:
+        raise UserError(f"seeds={wanted}: at least one, and none of them twice")
+    return wanted
+
+
+# --- what it runs on --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A model with the guidance and the sampler that draw from it.
+
+    others     further models, by the names that a guidance asks for them by
+    networks   the model's U-Net as "main", and those of the others; all of them return x_0
+    sampler    sampler(denoise, x_T, steps, noise=...), its other settings bound
+    max_batch  rows of one forward at most; None: no limit
+    """
+
+    model: LatentDiffusion
+    others: Mapping[str, LatentDiffusion]
+    networks: Mapping[str, Predict]
+    guidance: Guidance
+    sampler: Callable[..., Moments]
+    steps: list[Step]
+    max_batch: int | None = None
+
+
+def machine(cfg: DictConfig) -> Machine:
+    """Raises UserError, or OSError of a file, for whatever keeps one of its parts from being made."""
+    guides, draws, on = guidance(cfg.guidance), sampler(cfg.sampler), device(cfg.device)
+    made = text_to_image(cfg.model, on, cfg.dtype)
+    paths = {str(name): path for name, path in (cfg.get("networks") or {}).items() if path is not None}
+    others = {name: another(made, f"networks.{name}", path) for name, path in paths.items()}
+    networks = {name: predictor(one, cfg.get("compile", False)) for name, one in {"main": made, **others}.items()}
+    through = steps(cfg.sampler, made.config.schedule)
+    check_start(draws, through)
+    return Machine(made, others, networks, guides, draws, through, cfg.get("max_batch"))
 
 
 def device(name: str) -> torch.device:
-    """The device meant; "auto" is the first GPU, or the CPU. Raises ValueError if it is not there."""
+    """Returns the device meant; "auto" is the first GPU, or the CPU. Raises UserError if it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(name)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={name} is not available here: use device=cpu, or device=auto") from error
+        raise UserError(f"device={name} is not available here: use device=cpu, or device=auto") from error
+    if chosen.type == "cpu" and chosen.index:
+        raise UserError(f"device={name}: there is one cpu: use device=cpu")
     torch.backends.cudnn.allow_tf32 = False
     return chosen
 
 
 def model(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDiffusion:
-    """The model group's checkpoint. Raises ValueError or OSError naming what is wrong with it."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype}: must be one of {', '.join(DTYPES)}")
-    return load_model(
-        cfg.path, config=cfg.config, prediction=cfg.prediction, ema=cfg.ema, dtype=DTYPES[dtype], device=device
-    )
+    """Loads the model group's checkpoint. Raises UserError or OSError naming what is wrong with it."""
+    with as_user_error():
+        return load_model(
+            cfg.path, config=cfg.config, prediction=cfg.prediction, ema=cfg.ema, dtype=DTYPES[dtype], device=device
+        )
 
 
 def text_to_image(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDiffusion:
-    """`model`, which must draw from text alone. Raises ValueError for an inpainting model too."""
+    """Loads `model`, which must draw from text alone. Raises UserError for an inpainting model too."""
     made = model(cfg, device, dtype)
     if made.config.unet.in_channels != made.config.autoencoder.latent_channels:
-        raise ValueError(f"{cfg.path} is an inpainting model: this verb makes pictures from text alone")
+        raise UserError(f"{cfg.path} is an inpainting model: this verb makes pictures from text alone")
     return made
 
 
+def another(model: LatentDiffusion, setting: str, path: str) -> LatentDiffusion:
+    """Loads a second model beside `model`. Raises UserError unless it denoises the same latents of the same process."""
+    with as_user_error(f"{setting}: "):
+        made = load_model(path, dtype=model.dtype, device=model.device)
+    ours, theirs = model.config, made.config
+    if replace(ours.schedule, prediction="") != replace(theirs.schedule, prediction=""):
+        raise UserError(f"{setting}={path}: was trained on another noise schedule than the model")
+    same = (ours.autoencoder.latent_channels, ours.downscale, ours.unet.text_width, ours.unet.in_channels)
+    if same != (theirs.autoencoder.latent_channels, theirs.downscale, theirs.unet.text_width, theirs.unet.in_channels):
+        raise UserError(f"{setting}={path}: has other latents, or another width of text, than the model")
+    return made
+
+
+def predictor(model: LatentDiffusion, compile: bool = False) -> Predict:
+    """Returns the model's U-Net as a guidance uses it: it returns x_0, whatever it was trained to predict."""
+    return as_x_0(network(model.unet, compile), model.config.schedule.prediction)
+
+
 def network(unet: UNet, compile: bool) -> Network:
-    """The U-Net as guidances call it; if wanted compiled, once per shape and kind of edits, on a GPU to CUDA graphs."""
+    """Returns the U-Net, if so wanted compiled: once per shape and kind of edits, on a GPU to CUDA graphs."""
     if not compile:
         return unet
     on_gpu = unet.conv_in.weight.is_cuda
@@ -82,59 +219,56 @@ def network(unet: UNet, compile: bool) -> Network:
 
 
 def steps(cfg: DictConfig, config: ScheduleConfig) -> list[Step]:
-    """The sampler group's steps through the model's schedule."""
+    """Returns the sampler group's steps through the model's schedule. Raises UserError if there are none such."""
     if type(cfg.steps) is not int:
-        raise ValueError(f"sampler.steps={cfg.steps}: must be a whole number")
-    return Schedule.of(config).steps(cfg.steps, cfg.spacing, final=cfg.final)
+        raise UserError(f"sampler.steps={written(cfg.steps)}: must be a whole number")
+    with as_user_error("sampler: "):
+        return Schedule.of(config).steps(cfg.steps, cfg.spacing, final=cfg.final)
 
 
-def sampler(cfg: DictConfig, config: ScheduleConfig) -> Callable[..., Iterator[tuple[Step, Tensor, Tensor]]]:
-    """sampler(denoise, x_T, noise=...) -> generator: the sampler group's function with its settings and steps."""
-    if not 0 <= cfg.get("eta", 0) <= 1:
-        raise ValueError(f"sampler.eta={cfg.eta}: must be between 0 and 1")
+def sampler(cfg: DictConfig) -> Callable[..., Moments]:
+    """Returns the sampler group's function with its settings, but for the steps."""
     settings = {key: value for key, value in cfg.items() if key not in ("steps", "spacing", "final")}
-    return partial(create({"_partial_": True, **settings}, "sampler"), steps=steps(cfg, config))
+    made = create({"_partial_": True, **settings}, "sampler")
+    if not 0 <= cfg.get("eta", 0) <= 1:
+        raise UserError(f"sampler.eta={cfg.eta}: must be between 0 and 1")
+    return made
+
+
+def check_start(sampler: Callable[..., Moments], steps: Sequence[Step]) -> None:
+    """Raises UserError if a sampler cannot take its settings or these steps: it looks at them as it begins."""
+    nothing = torch.zeros(1)
+    with as_user_error("sampler: "):
+        next(sampler(lambda x_t, step: Denoised(x_t, x_t), nothing, steps, noise=lambda: nothing))
 
 
 def guidance(cfg: DictConfig) -> Guidance:
-    """The guidance group's object, with whatever it is nested of."""
+    """Returns the guidance group's object, with whatever it is nested of."""
     return create(cfg, "guidance")
 
 
-def create(cfg: DictConfig | dict[Any, Any], group: str) -> Any:
-    """What the config's `_target_` makes of its other keys. Raises ValueError naming a wrong setting."""
+def create(cfg: Mapping[Any, Any], group: str) -> Any:
+    """Returns what the config's `_target_` makes of its other keys. Raises UserError naming a wrong setting."""
+    check_arguments(cfg, group)
     try:
         return instantiate(cfg, _convert_="all")
     except InstantiationException as error:
-        raise ValueError(f"{group}: {error.__cause__ or error}") from error
+        raise UserError(f"{group}: {error.__cause__ or error}") from error
 
 
-def stretches(guidance: Guidance, steps: list[Step]) -> list[Stretch]:
-    """What a guidance shows, and for how long. Raises ValueError for one that does not fit these steps."""
-    return [Stretch(prompt, len(list(same))) for prompt, same in groupby(plan(guidance, steps))]
+def stages(guidance: Guidance, steps: Sequence[Step]) -> list[Stage]:
+    """Returns what a guidance shows, and for how many steps. Raises UserError for one that does not fit the steps."""
+    with as_user_error("guidance: "):
+        prompts = plan(guidance, steps)
+    return [Stage(prompt, len(list(same))) for prompt, same in groupby(prompts)]
 
 
-def prompts(cfg: DictConfig) -> list[Prompt]:
-    """The prompts asked for: `prompt`, or the prompts group. Raises ValueError naming file and line of a wrong one."""
-    negative = str(cfg.negative_prompt)
-    if cfg.get("prompts") is None:
-        return [Prompt(None if cfg.prompt is None else str(cfg.prompt), negative)]
-    if cfg.prompt is not None:
-        raise ValueError("both prompt and prompts are given: leave one of them out")
-    return suite(cfg.prompts, negative)
+# --- whether the two fit ----------------------------------------------------------------------------------------------
 
 
-def seeds(cfg: DictConfig) -> list[int]:
-    """Raises ValueError for a seed that is no whole number of 32 bits, and for repeated ones."""
-    wanted = [checked_seed(seed) for seed in (cfg.seeds if isinstance(cfg.seeds, list | ListConfig) else [cfg.seeds])]
-    if len(set(wanted)) < len(wanted) or not wanted:
-        raise ValueError(f"seeds={wanted}: at least one, and none of them twice")
-    return wanted
-
-
-def shard(text: str) -> tuple[int, int]:
-    """(i, n) of "i/n", the i-th of n shards, i from 0. Raises ValueError for anything else."""
-    match = re.fullmatch(r"(\d+)/([1-9]\d*)", str(text))
-    if match is None or int(match[1]) >= int(match[2]):
-        raise ValueError(f"shard={text}: must be i/n, with i from 0 to n - 1")
-    return int(match[1]), int(match[2])
+def size(model: LatentDiffusion, height: int | None, width: int | None) -> tuple[int, int]:
+    """Returns height and width in pixels. Raises UserError for sides that the networks cannot take."""
+    pixels = height or model.config.image_size, width or model.config.image_size
+    with as_user_error():
+        model.latent_shape(*pixels)
+    return pixels

@@ -1,8 +1,21 @@
-"""The frame of every verb: Hydra composes the config; errors a user can cause become one line and an exit status."""
+"""The frame of every verb: Hydra composes the config; what the user can mend becomes one line and exit status 1.
+
+What is the user's to mend, and what is a bug:
+- UserError, which this project raises with a message for the user, and nothing else raises. The rooms below experiments
+  raise plain ValueErrors, and only their callers know whether a value came from the user: `as_user_error` converts
+  them where settings become objects (run/build.py). A constructor named by `_target_` is such a place too: whatever
+  keeps it from taking its settings, a TypeError included, is told in one line as theirs.
+- OSError: a file or folder that is missing, full or forbidden.
+- The errors of Hydra and OmegaConf: an override that names no setting or has no such choice.
+Everything else is a bug and shows its traceback: also the ValueError of a failing zip(strict=True) or numpy call, and
+a TypeError outside a constructor. Interrupting ends with status 130. HYDRA_FULL_ERROR=1 shows the traceback of any.
+"""
 
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -11,10 +24,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.files import CONF, one_line, say
+from experiments.files import CONF, UserError, one_line, say
+from experiments.run.settings import check
 
-USER_ERRORS = (ValueError, OSError, HydraException, OmegaConfBaseException)
+USER_ERRORS = (UserError, OSError, HydraException, OmegaConfBaseException)
 OmegaConf.register_new_resolver("range", lambda n: list(range(n)))  # ${range:3} is [0, 1, 2]
+
+
+HYDRAS = ("config.yaml", "hydra.yaml", "overrides.yaml")  # what Hydra writes into a job's folder, in .hydra
 
 
 class JobFailed(Exception):
@@ -22,9 +39,9 @@ class JobFailed(Exception):
 
 
 def run(main: Callable[[DictConfig], None], config_name: str) -> None:
-    """Run a verb. A failing job of a sweep is reported, the others run, and the sweep exits with 1 at its end.
+    """Runs a verb under the config of its name; exits with 1 if it fails.
 
-    HYDRA_FULL_ERROR=1 shows the traceback of any error.
+    A failing job of a sweep is reported, the others run, and the sweep exits with 1 at its end.
     """
     traceback_wanted = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, so that it can be said in one line here
@@ -33,11 +50,13 @@ def run(main: Callable[[DictConfig], None], config_name: str) -> None:
 
     def job(cfg: DictConfig) -> None:
         try:
+            check(cfg)
             main(cfg)
         except USER_ERRORS as error:
             if traceback_wanted:
                 raise
             hydra_config = HydraConfig.get()
+            withdraw(Path(hydra_config.runtime.output_dir))
             if hydra_config.mode == RunMode.RUN:
                 say(f"error: {one_line(error)}")
                 failed.append(cfg)
@@ -45,6 +64,7 @@ def run(main: Callable[[DictConfig], None], config_name: str) -> None:
                 say(f"error in job {hydra_config.job.override_dirname}: {one_line(error)}")
                 raise JobFailed from error  # which every launcher keeps, runs the other jobs, and raises at the end
 
+    job.__module__ = f"experiments.{config_name}"  # from which Hydra takes the job's name
     try:
         hydra.main(config_path=str(CONF), config_name=config_name, version_base="1.3")(job)()
     except KeyboardInterrupt:
@@ -61,3 +81,13 @@ def run(main: Callable[[DictConfig], None], config_name: str) -> None:
             del os.environ["HYDRA_FULL_ERROR"]
     if failed:
         sys.exit(1)
+
+
+def withdraw(folder: Path) -> None:
+    """Removes the folder of a refused job if it holds nothing but Hydra's record of the job."""
+    with suppress(OSError):
+        if [path.name for path in folder.iterdir()] == [".hydra"]:
+            for name in HYDRAS:
+                (folder / ".hydra" / name).unlink()
+            (folder / ".hydra").rmdir()
+            folder.rmdir()

@@ -1,15 +1,15 @@
-"""What `python -m experiments.sample` does: pictures of prompts x seeds under a guidance, in a run folder."""
+"""Draws the pictures of a request: what is asked, on what it runs, becomes latents, images and records.
 
-import hashlib
+The loop is in `moments`; everything that samples goes through it.
+"""
+
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from safetensors import SafetensorError
@@ -17,256 +17,286 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments import files
+from experiments.files import UserError, locked, say
 from experiments.pictures import captioned, save_png, sheet
-from experiments.run import build
+from experiments.run import build, settings
+from experiments.run.build import Machine, Moments, Request
+from experiments.run.contents import contents
 from experiments.run.folder import Run
 from experiments.run.logger import Logger
+from experiments.run.memory import check_memory
 from experiments.run.prompts import Prompt
-from guidance import Guidance, guided
+from guidance import Guidance, Stage, Unfit, guided
 from ldm import LatentDiffusion
-from ldm.condition import Conditions
-from samplers import ImageNoise, KeyedNoise, Step, as_x_0
-from samplers.predict import Denoise, Network, Predict
+from samplers import ImageNoise, KeyedNoise
+from samplers.predict import Predict
+
+Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Job:
-    """A config that was found good, with all that it takes to draw its pictures. Nothing is written yet."""
+    """A request, and the machine that it was found to fit. Nothing is written yet.
 
-    cfg: DictConfig
-    settings: dict[str, Any]  # the config, less what no picture depends on
-    prompts: list[Prompt]
-    batches: list[list[tuple[int, int]]]  # prompt index and seed of each picture
-    ours: list[int]  # the batches of this shard
-    columns: int | None  # pictures of a prompt; None where prompts bring seeds of their own
-    guidance: Guidance
-    stages: list[build.Stretch]  # of its guidance
-    device: torch.device
-    model: LatentDiffusion
-    network: Network  # the model's U-Net, compiled if so wanted
-    sampler: Callable[..., Iterator[tuple[Step, Tensor, Tensor]]]
+    settings  the config, less what no picture depends on
+    contents  hashes of the files that it names, see `contents`
+    size      height and width in pixels
+    stages    the prompts that the guidance shows, and for how many steps; None is the picture's own
+    x_T       the first draws of all pictures [N, C, h, w], where a file gives them
+    """
+
+    request: Request
+    machine: Machine
+    settings: dict[str, Any]
+    contents: dict[str, str]
     size: tuple[int, int]
-    noise: Tensor | None
-
-
-def main(cfg: DictConfig) -> None:
-    folder, job = Path(HydraConfig.get().runtime.output_dir), prepare(cfg)
-    with Logger(cfg.logger, job.settings, folder) as logger:
-        records = draw(job, folder, logger)
-    if records is None:
-        print(f"shard {cfg.shard}: its {len(job.ours)} batches are done; others are missing yet: {folder}")
-        return
-    mean = sum(record["seconds"] for record in records) / len(records)
-    evaluations = sum(record["evaluations"] for record in records) / len(records)
-    print(f"{len(records)} pictures, {mean:.2f} s and {evaluations:g} U-Net evaluations each: {folder}/grid.png")
+    stages: list[Stage]
+    x_T: Tensor | None
 
 
 def prepare(cfg: DictConfig) -> Job:
-    """Raises ValueError, or OSError of a file, for whatever keeps the config from being drawn."""
-    prompts, seeds = build.prompts(cfg), build.seeds(cfg)
-    guidance = build.guidance(cfg.guidance)
-    device = build.device(cfg.device)
-    for name in ("batch_size", "max_batch"):
-        if not (type(cfg[name]) is int and cfg[name] > 0) and (name, cfg[name]) != ("max_batch", None):
-            raise ValueError(f"{name}={cfg[name]}: must be a whole number of at least 1")
-
-    model = build.text_to_image(cfg.model, device, cfg.dtype)
-    config = model.config
-    size = cfg.height or config.image_size, cfg.width or config.image_size
-    plan = [(p, seed) for p, prompt in enumerate(prompts) for seed in (seeds if prompt.seed is None else [prompt.seed])]
-    batches = [plan[i : i + cfg.batch_size] for i in range(0, len(plan), cfg.batch_size)]
-    shard, shards = build.shard(cfg.shard)  # the batches are the same whatever the shards, and so the pictures
-    shape = len(plan), *model.latent_shape(*size)
-    noise = None if cfg.noise is None else read_noise(Path(cfg.noise), shape)
-
-    stages = build.stretches(guidance, build.steps(cfg.sampler, config.schedule))
-    if prompts[0].text is None and any(stage.prompt is None for stage in stages):
-        raise ValueError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
-    settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    del settings["logger"], settings["shard"]
-    return Job(
-        cfg,
-        settings,
-        prompts,
-        batches,
-        list(range(len(batches)))[shard::shards],
-        None if any(prompt.seed is not None for prompt in prompts) else len(seeds),
-        guidance,
-        stages,
-        device,
-        model,
-        build.network(model.unet, cfg.compile),
-        build.sampler(cfg.sampler, config.schedule),
-        size,
-        noise,
-    )
+    """Raises UserError, or OSError of a file, for whatever keeps the config from being drawn."""
+    settings.check(cfg)
+    request = build.request(cfg)
+    machine = build.machine(cfg)
+    model = machine.model
+    size = build.size(model, request.height, request.width)
+    check_memory(model, size, request.together)
+    shape = len(request.pictures), *model.latent_shape(*size)
+    x_T = None if request.noise is None else read_noise(request.noise, shape)
+    stages = build.stages(machine.guidance, machine.steps)
+    if request.prompts[0].text is None and any(stage.prompt is None for stage in stages):
+        raise UserError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
+    config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    kept = {key: value for key, value in config.items() if key not in ("logger", "shard")}
+    hashes = contents(request.prompts, request.noise, {"the model": model, **machine.others})
+    return Job(request, machine, kept, hashes, size, stages, x_T)
 
 
-def draw(job: Job, folder: Path, logger: Logger) -> list[dict[str, Any]] | None:
-    """Make what is missing in the run folder; its records, or None while another shard's batches are missing."""
-    cfg = job.cfg
-    cut = warn_of_cut_prompts(job.model, job.prompts, job.stages)
-    run = Run(folder, job.settings, job.device, build.shard(cfg.shard))
-    steps = sum(len(job.batches[b]) if cfg.deterministic else 1 for b in job.ours) * cfg.sampler.steps
-    with torch.no_grad(), tqdm(total=steps, unit="step", desc="sampling") as bar:
-        for b in job.ours:
-            batch = job.batches[b]
-            if run.has(b, batch, cfg.save_latents):
-                bar.update(cfg.sampler.steps * (len(batch) if cfg.deterministic else 1))
-                continue
-            start = time.perf_counter()
-            together = 1 if cfg.deterministic else cfg.batch_size
-            parts = [
-                draw_together(job, batch[i : i + together], b * cfg.batch_size + i, bar.update)
-                for i in range(0, len(batch), together)
-            ]
-            *tensors, rows = zip(*parts, strict=True)
-            x_T, x_0, images = (torch.cat(some) for some in tensors)
-            evaluations = sum(rows) // len(batch)
-            if cfg.save_latents:
-                run.add_latents(b, x_T, x_0)
-            seconds = (time.perf_counter() - start) / len(batch)
-            for (p, seed), image in zip(batch, images, strict=True):
-                record = {"prompt_index": p, **asked(job.prompts[p], job.stages), "seed": seed}
-                record |= {"evaluations": evaluations, "seconds": round(seconds, 4)}
-                record |= {"cut": cut[p]} if p in cut else {}
-                run.add(image, determined_by(job.settings, job.prompts[p], seed, job.size), record)
-            logger.log({"seconds_per_image": seconds, "images": len(run.records)})
-
-    records = run.finish(job.batches, cfg.save_latents)
-    if records is not None:
-        picture = contact_sheet(folder, records) if job.columns is None else grid(folder, records, job.columns)
-        save_png(picture, folder / "grid.png")
-        mean = sum(record["seconds"] for record in records) / len(records)
-        evaluations = sum(record["evaluations"] for record in records) / len(records)
-        logger.summary({"mean_seconds_per_image": mean, "unet_evaluations_per_image": evaluations})
-        logger.images("samples", records, folder)
-    return records
+# --- one batch --------------------------------------------------------------------------------------------------------
 
 
-def draw_together(
-    job: Job, pictures: list[tuple[int, int]], first: int, progress: Callable[[], Any]
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """x_T and x_0 [B, C, h, w], images [B, 3, H, W] and the rows that the network evaluated for them.
+@dataclass(frozen=True)
+class Batch:
+    """Pictures that are drawn together: their prompts and seeds, their first draws, and the stream of the later ones.
 
-    pictures  (prompt index, seed) of each; `first` counts those before them
+    x_T    [B, C, h, w], standard normal
+    noise  () -> the next draw [B, C, h, w] of each picture's stream, for samplers that add noise
     """
-    prompts, seeds = [job.prompts[p] for p, _ in pictures], [seed for _, seed in pictures]
-    noise = ImageNoise(seeds, job.model.latent_shape(*job.size), job.device)
-    x_T = noise()
-    if job.noise is not None:
-        x_T = job.noise[first:][: len(pictures)].to(job.device)
-    sampler = partial(job.sampler, noise=noise)
-    predict = Counted(as_x_0(job.network, job.model.config.schedule.prediction))
-    conditions = conditions_of(job.model, prompts, seeds)
-    x_0 = sample(guided(predict, job.guidance, conditions, job.cfg.max_batch), sampler, x_T, progress)
-    return x_T, x_0, job.model.decode(x_0).cpu(), predict.rows
+
+    prompts: list[Prompt]
+    seeds: list[int]
+    x_T: Tensor
+    noise: ImageNoise
+
+
+def batch_of(job: Job, first: int, count: int) -> Batch:
+    """Returns so many of a job's pictures, from the one at position `first` on."""
+    pictures = job.request.pictures[first : first + count]
+    prompts, seeds = [job.request.prompts[p] for p, _ in pictures], [seed for _, seed in pictures]
+    batch = from_seeds(job.machine.model, prompts, seeds, job.size)
+    if job.x_T is None:
+        return batch
+    return replace(batch, x_T=job.x_T[first : first + count].to(job.machine.model.device))
+
+
+def from_seeds(model: LatentDiffusion, prompts: list[Prompt], seeds: list[int], size: tuple[int, int]) -> Batch:
+    """Returns a batch whose first draws come from the seeds."""
+    noise = ImageNoise(seeds, model.latent_shape(*size), model.device)
+    return Batch(prompts, seeds, noise(), noise)
+
+
+@torch.no_grad()
+def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) -> Moments:
+    """Yields (step, x_t, x_0) after every step of drawing a batch, under the machine's guidance or another.
+
+    Raises UserError, after the last step, if latents are not finite, and names the step at which they ceased to be.
+    """
+    texts, negative = [prompt.text or "" for prompt in batch.prompts], [prompt.negative for prompt in batch.prompts]
+    conditions = machine.model.conditions(texts, negative, KeyedNoise(batch.seeds, machine.model.device))
+    denoise = guided(machine.networks, guidance or machine.guidance, conditions, machine.max_batch)
+    finite = []
+    try:
+        for step, x_t, x_0 in machine.sampler(denoise, batch.x_T, machine.steps, noise=batch.noise):
+            finite.append(x_t.isfinite().all())
+            yield step, x_t, x_0
+    except Unfit as error:
+        raise UserError(f"guidance: {error}") from error
+    bad = (~torch.stack(finite)).nonzero().flatten().tolist()  # looked at once, so that the loop never waits for a GPU
+    if bad:
+        step = machine.steps[bad[0]]
+        raise UserError(
+            f"latents are not finite after step {step.i + 1} of {step.n} (t={step.now.t:g}): "
+            "lower the guidance's scales, or use dtype=float32 if this was float16"
+        )
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures: the first and the last latents [B, C, h, w], images [B, 3, H, W] in [0, 1], and what they took.
+
+    evaluations  of the networks, for each picture
+    """
+
+    x_T: Tensor
+    x_0: Tensor
+    images: Tensor
+    evaluations: int
+
+
+@torch.no_grad()
+def draw_batch(machine: Machine, batch: Batch, progress: Callable[[], Any]) -> Drawn:
+    """Draws a batch, and calls `progress` after every step."""
+    counted = {name: Counted(predict) for name, predict in machine.networks.items()}
+    for _, x_t, _ in moments(replace(machine, networks=counted), batch):  # noqa: B007
+        progress()
+    rows = sum(network.rows for network in counted.values())
+    return Drawn(batch.x_T, x_t, machine.model.decode(x_t).cpu(), rows // len(batch.seeds))
 
 
 @dataclass
 class Counted:
-    """A predictor, and the rows it has evaluated."""
+    """A network, and how many rows it has evaluated."""
 
     predict: Predict
     rows: int = 0
 
-    def __call__(self, x_t: Tensor, *told: Any) -> Tensor:
+    def __call__(self, x_t: Tensor, *others: Any) -> Tensor:
         self.rows += len(x_t)
-        return self.predict(x_t, *told)
+        return self.predict(x_t, *others)
 
 
-def conditions_of(model: LatentDiffusion, prompts: list[Prompt], seeds: list[int]) -> Conditions:
-    """What a guidance draws on for pictures of these prompts and seeds."""
-    texts, negative = [prompt.text or "" for prompt in prompts], [prompt.negative for prompt in prompts]
-    return model.conditions(texts, negative, KeyedNoise(seeds, model.device))
+# --- a whole run ------------------------------------------------------------------------------------------------------
 
 
-def sample(
-    denoise: Denoise,
-    sampler: Callable[..., Iterator[tuple[Step, Tensor, Tensor]]],
-    x_T: Tensor,
-    progress: Callable[[], Any],
-) -> Tensor:
-    """Latents x_0 [B, C, h, w] of a batch. Raises ValueError naming the first step after which they are not finite."""
-    steps, finite = [], []
-    for step, x_t, _ in sampler(denoise, x_T):  # noqa: B007
-        steps.append(step)
-        finite.append(x_t.isfinite().all())
-        progress()
-    bad = (~torch.stack(finite)).nonzero().flatten().tolist()  # looked at once, so that the loop never waits for a GPU
-    if bad:
-        step = steps[bad[0]]
-        raise ValueError(
-            f"latents are not finite after step {step.i + 1} of {step.n} (t={step.now.t:g}): "
-            "lower the guidance's scales, or use dtype=float32 if this was float16"
-        )
-    return x_t
+def draw(job: Job, folder: Path, logger: Logger) -> list[Record] | None:
+    """Draws what is missing in the run folder. Returns its records; None while other shards' batches are missing."""
+    request, machine = job.request, job.machine
+    cut = cut_prompts(machine.model, request.prompts, job.stages)
+    run = Run(folder, job.settings, machine.model.device, request.shard, job.contents)
+    loops = {b: -(-len(request.batches[b]) // request.together) for b in request.ours}
+    with tqdm(total=sum(loops.values()) * len(machine.steps), unit="step", desc="sampling") as bar:
+        for b in request.ours:
+            pictures = request.batches[b]
+            if run.has(b, pictures, request.save_latents):
+                bar.update(loops[b] * len(machine.steps))
+                continue
+            start = time.perf_counter()
+            try:
+                drawn = draw_together(job, b, bar.update)
+            except torch.OutOfMemoryError as error:
+                raise UserError(
+                    "the GPU is out of memory: use a smaller batch_size, max_batch, height or width"
+                ) from error
+            if request.save_latents:
+                run.add_latents(b, drawn.x_T, drawn.x_0)
+            took = (time.perf_counter() - start) / len(pictures)
+            for (p, seed), image in zip(pictures, drawn.images, strict=True):
+                prompt = request.prompts[p]
+                record = {"prompt_index": p, **prompt_record(prompt, job.stages), "seed": seed}
+                record |= {"evaluations": drawn.evaluations, "seconds": round(took, 4)}
+                record |= {"cut": cut[p]} if p in cut else {}
+                run.add(image, determined_by(job, prompt, seed), record)
+            logger.log({"seconds_per_image": took, "images": len(run.records)})
+
+    records = run.finish(request.batches, request.save_latents)
+    if records is not None:
+        picture = grid(folder, records, request.columns) if request.columns else contact_sheet(folder, records)
+        with locked(folder):  # shards may get here at the same time
+            save_png(picture, folder / "grid.png")
+        seconds, evaluations = mean_of(records, "seconds"), mean_of(records, "evaluations")
+        logger.summary({"mean_seconds_per_image": seconds, "unet_evaluations_per_image": evaluations})
+        logger.images("samples", records, folder)
+    return records
 
 
-def asked(prompt: Prompt, stages: list[build.Stretch]) -> dict[str, Any]:
-    """What a picture was asked to show: its prompt, and its stages if they have prompts of their own."""
-    record: dict[str, Any] = {} if prompt.text is None else {"prompt": prompt.text}
+def draw_together(job: Job, b: int, progress: Callable[[], Any]) -> Drawn:
+    """Draws a stored batch: at once, or picture by picture."""
+    first, count, together = b * job.request.batch_size, len(job.request.batches[b]), job.request.together
+    parts = [
+        draw_batch(job.machine, batch_of(job, first + i, min(together, count - i)), progress)
+        for i in range(0, count, together)
+    ]
+    x_T, x_0, images = (torch.cat([getattr(part, name) for part in parts]) for name in ("x_T", "x_0", "images"))
+    return Drawn(x_T, x_0, images, parts[0].evaluations)
+
+
+def mean_of(records: Sequence[Record], key: str) -> float:
+    return sum(record[key] for record in records) / len(records)
+
+
+def prompt_record(prompt: Prompt, stages: Sequence[Stage]) -> Record:
+    """What a picture is to show, as its record says it: its prompt, and its stages if they have their own."""
+    record: Record = {} if prompt.text is None else {"prompt": prompt.text}
     if any(stage.prompt is not None for stage in stages):
-        record["stages"] = [{"prompt": stage.prompt or prompt.text, "steps": stage.steps} for stage in stages]
+        record["stages"] = [{"prompt": stage.prompt, "steps": stage.steps} for stage in with_own_prompt(stages, prompt)]
     record["negative_prompt"] = prompt.negative
     return record | ({"objects": list(prompt.objects)} if prompt.objects else {})
 
 
-def determined_by(settings: dict[str, Any], prompt: Prompt, seed: int, size: tuple[int, int]) -> dict[str, Any]:
+def with_own_prompt(stages: Sequence[Stage], prompt: Prompt) -> list[Stage]:
+    """The stages with the picture's own prompt where they leave it to the picture."""
+    return [replace(stage, prompt=prompt.text) if stage.prompt is None else stage for stage in stages]
+
+
+def determined_by(job: Job, prompt: Prompt, seed: int) -> dict[str, Any]:
     """What a picture depends on, so that equal pictures are equal files: no path, device, time or neighbours."""
-    noise = settings["noise"] and hashlib.sha256(Path(settings["noise"]).read_bytes()).hexdigest()
+    asked, hashes = job.settings, {k: v for k, v in job.contents.items() if k != "prompts"}
     return {
         "prompt": prompt.text,
         "negative_prompt": prompt.negative,
         "seed": seed,
-        "size": size,
-        "noise": noise,
-        "model": {key: settings["model"][key] for key in ("name", "prediction", "ema")},
-        **{key: settings[key] for key in ("sampler", "guidance", "dtype")},
+        "size": job.size,
+        "model": {key: asked["model"][key] for key in ("name", "prediction", "ema")},
+        "contents": hashes,
+        "batch_size": None if job.request.deterministic else job.request.batch_size,
+        **{key: asked[key] for key in ("sampler", "guidance", "dtype", "max_batch", "compile", "deterministic")},
     }
 
 
 def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The first draws x_T [images, C, h, w] from a file. Raises ValueError if they are not of this shape."""
+    """Reads the first draws x_T [images, C, h, w]. Raises UserError if the file has none, or of another shape."""
     if not path.is_file():
-        raise ValueError(f"noise={path}: there is no such file")
+        raise UserError(f"noise={path}: there is no such file")
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise ValueError(f"noise={path}: not a whole safetensors file: {error}") from error
+        raise UserError(f"noise={path}: not a whole safetensors file: {error}") from error
     if "x_T" not in tensors:
-        raise ValueError(f"noise={path}: has no tensor x_T, only {', '.join(tensors) or 'nothing'}")
+        raise UserError(f"noise={path}: has no tensor x_T, only {', '.join(tensors) or 'nothing'}")
     if tensors["x_T"].shape != shape:
-        raise ValueError(f"noise={path}: x_T is {list(tensors['x_T'].shape)}, but these images need {list(shape)}")
+        raise UserError(f"noise={path}: x_T is {list(tensors['x_T'].shape)}, but these images need {list(shape)}")
     return tensors["x_T"].float()
 
 
-def warn_of_cut_prompts(model: LatentDiffusion, prompts: list[Prompt], plan: list[build.Stretch]) -> dict[int, str]:
-    """Warn of text beyond the 77 tokens; what is cut off, by prompt index."""
-    cut: dict[int, list[str]] = {p: [] for p in range(len(prompts))}
-    stages = [stage.prompt for stage in plan if stage.prompt is not None]
+def cut_prompts(model: LatentDiffusion, prompts: Sequence[Prompt], stages: Sequence[Stage]) -> Mapping[int, str]:
+    """Warns of text beyond the 77 tokens. Returns what is cut off, by prompt index."""
+    cut: dict[int, list[str]] = {}
+    own = [stage.prompt for stage in stages if stage.prompt is not None]
     for p, prompt in enumerate(prompts):
-        texts = [*stages, prompt.text or "", prompt.negative]
-        cut[p] = [rest for rest in model.tokenizer(texts).cut if rest]
+        cut[p] = [rest for rest in model.tokenizer([*own, prompt.text or "", prompt.negative]).cut if rest]
         for rest in cut[p]:
-            files.say(f"warning: a prompt of picture {p} is longer than 77 tokens; cut off: {rest!r}")
+            say(f"warning: a prompt of picture {p} is longer than 77 tokens; cut off: {rest!r}")
     return {p: " | ".join(rests) for p, rests in cut.items() if rests}
 
 
-def grid(folder: Path, records: list[dict[str, Any]], columns: int) -> Image.Image:
-    """At most 32 prompts x 12 seeds of a run, labelled."""
+# --- the sheet of a run -----------------------------------------------------------------------------------------------
+
+
+def grid(folder: Path, records: Sequence[Record], columns: int) -> Image.Image:
+    """Returns at most 32 prompts x 12 seeds of a run, labelled."""
     rows = [records[i : i + columns] for i in range(0, len(records), columns)][:32]
     pictures = [[Image.open(folder / record["file"]) for record in row[:12]] for row in rows]
     cell = min(max(128, *pictures[0][0].size), 256)
-    return sheet(pictures, [told(row[0]) for row in rows], [f"seed {r['seed']}" for r in rows[0][:12]], cell)
+    return sheet(pictures, [title(row[0]) for row in rows], [f"seed {r['seed']}" for r in rows[0][:12]], cell)
 
 
-def contact_sheet(folder: Path, records: list[dict[str, Any]]) -> Image.Image:
-    """The first 64 pictures of a run whose prompts bring seeds of their own, in 8 columns, each with its prompt."""
+def contact_sheet(folder: Path, records: Sequence[Record]) -> Image.Image:
+    """Returns the first 64 pictures of a run whose prompts bring seeds of their own, each with its prompt."""
     pictures = [Image.open(folder / record["file"]) for record in records[:64]]
-    return captioned(pictures, [told(r) for r in records[:64]], columns=8, cell=min(max(128, *pictures[0].size), 256))
+    return captioned(pictures, [title(r) for r in records[:64]], columns=8, cell=min(max(128, *pictures[0].size), 256))
 
 
-def told(record: dict[str, Any]) -> str:
+def title(record: Record) -> str:
+    """What a picture shows, in a line."""
     return record.get("prompt") or " > ".join(f"{s['prompt']} ({s['steps']})" for s in record["stages"])

@@ -1,75 +1,98 @@
-"""The run folder: what was asked, on what, and one line per finished picture.
+"""The run folder: what was asked, on what it ran, and one line for each finished picture.
 
-images/PPPPP_SEED.png  samples.jsonl  run.json  grid.png  latents.safetensors (when asked)  .hydra/ (Hydra's own)
+images/PPPPP_SEED.png  samples.jsonl  run.json  grid.png  latents.safetensors (if asked for)  .hydra/ (Hydra's own)
 """
 
 import hashlib
 import json
-import os
-import shutil
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from experiments.files import append, describe, difference, locked, read_lines, write
+from experiments.files import UserError, append, atomically, describe, difference, locked, read_lines, write
 from experiments.pictures import save_png, to_image
+
+Key = tuple[int, int]  # of a picture: index of its prompt, and its seed
+
+OWN_FILES = r"run\.json|samples(\.\d+of\d+)?\.jsonl|latents\.safetensors|\d{5,}_\d+\.png|\d{5,}\.safetensors"
+UNFINISHED = re.compile(rf"({OWN_FILES})\.[0-9a-f]{{32}}\.tmp")  # temporary names of files.atomically
+OF_A_SHARD = re.compile(r"samples\.\d+of\d+\.jsonl")
+OF_A_BATCH = re.compile(r"\d{5,}\.safetensors")
 
 
 class Run:
-    """A folder that is being filled batch by batch, by one process or by n shards, and can be gone on with.
+    """A folder that is filled batch by batch, by one process or by n shards, and that can be resumed.
 
-    Shard i of n keeps its lines in samples.IofN.jsonl, until whoever finishes last joins them into samples.jsonl.
-    Raises ValueError if the folder holds a run of another config, and OSError, with complete pictures kept, if it
-    cannot be written to.
+    Shard i of n keeps its lines in samples.IofN.jsonl, until the one that finishes last joins them into samples.jsonl.
+    Raises UserError if the folder holds a run of another config, or of a config whose files have changed since, and
+    OSError, with complete pictures kept, if it cannot be written to.
+
+    contents  hashes of the files that the config names, see `experiments.run.contents`
     """
 
-    def __init__(self, folder: Path, config: dict[str, Any], device: torch.device, shard: tuple[int, int] = (0, 1)):
+    def __init__(
+        self,
+        folder: Path,
+        config: dict[str, Any],
+        device: torch.device,
+        shard: tuple[int, int] = (0, 1),
+        contents: Mapping[str, str] | None = None,
+    ):
         self.folder = folder
         self.lines = folder / ("samples.jsonl" if shard[1] == 1 else "samples.{}of{}.jsonl".format(*shard))
+        now = describe(config, device) | {"contents": dict(contents or {})}
         try:
             (folder / "images").mkdir(parents=True, exist_ok=True)
             with locked(folder):
-                write(folder / "run.json", json.dumps(self.described(config, device), indent=1))
-                self.own = by_picture(read_lines(self.lines))
+                write(folder / "run.json", json.dumps(self.provenance(now), indent=1))
+                self.own = by_key(read_lines(self.lines))
                 write(self.lines, "".join(json.dumps(r) + "\n" for r in self.own.values()))  # without a half line
         except OSError as error:
             raise self.unwritable(error) from error
         self.records = self.read()
 
-    def described(self, config: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        """What goes into run.json; where this goes on with a run that began on other code or elsewhere, that too."""
-        now = describe(config, device)
+    def provenance(self, now: dict[str, Any]) -> dict[str, Any]:
+        """What goes into run.json: this run's provenance, or the first one's, with how each resumed run differs."""
         if not (self.folder / "run.json").exists():
             return now
-        first = json.loads((self.folder / "run.json").read_text())
-        if differs := difference(first["config"], config):
-            raise ValueError(f"{self.folder} holds a run of another config ({differs}): choose another hydra.run.dir")
-        changed = {key: value for key, value in now.items() if first[key] != value}
+        first = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        if differs := difference(first["config"], now["config"]):
+            raise UserError(f"{self.folder} holds a run of another config ({differs}): choose another hydra.run.dir")
+        known = first.get("contents", now["contents"])
+        if changed := [name for name in {**known, **now["contents"]} if known.get(name) != now["contents"].get(name)]:
+            raise UserError(
+                f"{self.folder} was begun with other contents of {', '.join(changed)}, under the same name: "
+                "choose another hydra.run.dir"
+            )
+        differing = {key: value for key, value in now.items() if first.get(key, value) != value}
         resumed = first.get("resumed", [])
-        return {**first, "resumed": [*resumed, changed]} if changed and changed not in resumed else first
+        return {**first, "resumed": [*resumed, differing]} if differing and differing not in resumed else first
 
-    def read(self) -> dict[tuple[int, int], dict[str, Any]]:
-        """The lines of all shards, by prompt index and seed."""
-        return by_picture([r for path in sorted(self.folder.glob("samples*.jsonl")) for r in read_lines(path)])
+    def read(self) -> dict[Key, dict[str, Any]]:
+        """Reads the lines of all shards."""
+        return by_key(r for path in sorted(self.folder.glob("samples*.jsonl")) for r in read_lines(path))
 
-    def has(self, batch: int, keys: list[tuple[int, int]], latents: bool) -> bool:
-        """Whether this batch of (prompt index, seed) is complete."""
+    def has(self, batch: int, keys: list[Key], latents: bool) -> bool:
+        """Whether this batch, of these pictures, is complete."""
         pictures = all(key in self.records and (self.folder / self.records[key]["file"]).exists() for key in keys)
         return pictures and (not latents or self.part(batch).exists() or (self.folder / "latents.safetensors").exists())
 
     def add(self, image: Tensor, determined_by: dict[str, Any], record: dict[str, Any]) -> None:
-        """Store an image [3, H, W] in [0, 1] and its line; `determined_by` goes into the PNG itself."""
+        """Stores an image [3, H, W] in [0, 1] and its line; `determined_by` goes into the PNG itself."""
         file = f"images/{record['prompt_index']:05d}_{record['seed']}.png"
         try:
             save_png(to_image(image), self.folder / file, determined_by)
             digest = hashlib.sha256((self.folder / file).read_bytes()).hexdigest()
             record = {**record, "file": file, "sha256": digest}
-            again = by_picture([record]).keys() <= self.own.keys()  # of a batch that is made whole again
-            self.own |= by_picture([record])
-            self.records |= by_picture([record])
+            again = by_key([record]).keys() <= self.own.keys()  # of a batch that is made whole again
+            self.own |= by_key([record])
+            self.records |= by_key([record])
             if again:
                 write(self.lines, "".join(json.dumps(r) + "\n" for r in self.own.values()))
             else:
@@ -77,8 +100,8 @@ class Run:
         except OSError as error:
             raise self.unwritable(error) from error
 
-    def finish(self, batches: list[list[tuple[int, int]]], latents: bool) -> list[dict[str, Any]] | None:
-        """Join what the shards made: the records in the plan's order, or None while a batch is missing."""
+    def finish(self, batches: list[list[Key]], latents: bool) -> list[dict[str, Any]] | None:
+        """Joins what the shards made. Returns the records in the run's order, or None while a batch is missing."""
         try:
             with locked(self.folder):
                 self.records = self.read()
@@ -86,8 +109,9 @@ class Run:
                     return None
                 records = [self.records[key] for batch in batches for key in batch]
                 write(self.folder / "samples.jsonl", "".join(json.dumps(r) + "\n" for r in records))
-                for path in [*self.folder.glob("samples.*of*.jsonl"), *self.folder.rglob("*.tmp")]:
-                    path.unlink()
+                remove(self.folder, OF_A_SHARD)
+                for folder in (self.folder, self.folder / "images", self.folder / "latents"):
+                    remove(folder, UNFINISHED)  # of killed processes
                 if latents:
                     self.join_latents(len(batches))
         except OSError as error:
@@ -95,32 +119,30 @@ class Run:
         return records
 
     def add_latents(self, batch: int, x_T: Tensor, x_0: Tensor) -> None:
-        """Store a batch's first noise and last latent [B, C, h, w]; `join_latents` makes one file of all batches."""
+        """Stores a batch's first noise and last latents [B, C, h, w]."""
         tensors = {"x_T": x_T.cpu().contiguous(), "x_0": x_0.cpu().contiguous()}
-        path = self.part(batch)
-        try:
-            path.parent.mkdir(exist_ok=True)
-            save_file(tensors, path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), path)
-        except Exception as error:  # safetensors has an error of its own for a full disk
-            raise self.unwritable(error) from error
-        finally:
-            path.with_suffix(".tmp").unlink(missing_ok=True)
+        self.part(batch).parent.mkdir(exist_ok=True)
+        self.save(tensors, self.part(batch))
 
     def join_latents(self, batches: int) -> None:
+        """Makes one file of all batches' latents."""
         target = self.folder / "latents.safetensors"
         if not target.exists():
             parts = [load_file(self.part(batch)) for batch in range(batches)]
-            try:
-                save_file({k: torch.cat([p[k] for p in parts]) for k in ("x_T", "x_0")}, target.with_suffix(".tmp"))
-                os.replace(target.with_suffix(".tmp"), target)
-            except Exception as error:
-                raise self.unwritable(error) from error
-            finally:
-                target.with_suffix(".tmp").unlink(missing_ok=True)
-        shutil.rmtree(self.folder / "latents", ignore_errors=True)
+            self.save({key: torch.cat([part[key] for part in parts]) for key in ("x_T", "x_0")}, target)
+        remove(self.folder / "latents", OF_A_BATCH)
+        if (self.folder / "latents").is_dir() and not any((self.folder / "latents").iterdir()):
+            (self.folder / "latents").rmdir()
+
+    def save(self, tensors: dict[str, Tensor], path: Path) -> None:
+        try:
+            with atomically(path) as part:
+                save_file(tensors, part)
+        except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+            raise self.unwritable(error) from error
 
     def part(self, batch: int) -> Path:
+        """The file of a batch's latents until all are joined."""
         return self.folder / "latents" / f"{batch:05d}.safetensors"
 
     def unwritable(self, error: Exception) -> OSError:
@@ -130,5 +152,12 @@ class Run:
         )
 
 
-def by_picture(records: list[dict[str, Any]]) -> dict[tuple[int, int], dict[str, Any]]:
+def by_key(records: Iterable[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
     return {(record["prompt_index"], record["seed"]): record for record in records}
+
+
+def remove(folder: Path, names: re.Pattern[str]) -> None:
+    """Removes the files in a folder whose whole names fit; nothing else is touched."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if names.fullmatch(path.name):
+            path.unlink()

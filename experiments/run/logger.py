@@ -1,4 +1,4 @@
-"""Weights & Biases, as a guest: a run never fails or waits because of it."""
+"""Logs to Weights & Biases. Whatever goes wrong there, a run neither fails nor waits."""
 
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +35,7 @@ class Logger:
             self.attempt(lambda: self.run.finish(exit_code=int(failed)), "finish the W&B run")
 
     def summary(self, values: dict[str, Any]) -> None:
-        """What is to be said of the run as a whole."""
+        """Records values of the run as a whole."""
         if self.run is not None:
             self.attempt(lambda: self.run.summary.update(values), "log to W&B")
 
@@ -44,7 +44,7 @@ class Logger:
             self.attempt(lambda: self.run.log(metrics), "log to W&B")
 
     def images(self, name: str, records: list[dict[str, Any]], folder: Path) -> None:
-        """A table of a run's pictures: every field of its record, and the picture at its `file`."""
+        """Records a table of pictures, each with the fields of its record."""
         if self.run is not None:
             self.attempt(lambda: self.run.log({name: image_table(records, folder)}), "log images to W&B")
 

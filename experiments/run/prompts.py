@@ -1,9 +1,10 @@
-"""What is to be drawn: one prompt, a suite of conf/prompts, or a file in one of the layouts that others publish.
+"""Prompts: those of a suite in conf/prompts, or of a file in one of the layouts that others publish.
 
-Plain text (.txt), one prompt a line, is told by its name; of all other files, what they hold decides:
-JSON Lines with "prompt" and, if wanted, "negative_prompt", "seed", "objects"; COCO's captions (one JSON object with
-"annotations"); tables whose first line names a column prompt, with tabs (PartiPrompts: nothing is quoted there) or with
-commas (coco_30k of the concept-erasure papers), of which seed or evaluation_seed and negative_prompt are used too.
+A file whose name ends in .txt holds one prompt a line. Of every other file the content decides:
+- JSON Lines, each with "prompt" and, optionally, "negative_prompt", "seed", "objects"
+- COCO's captions: one JSON object with "annotations"
+- a table whose first line names a column prompt, separated by tabs (PartiPrompts, which quotes nothing) or by commas
+  (coco_30k of the concept-erasure papers); its columns seed or evaluation_seed, and negative_prompt, are read too
 """
 
 import csv
@@ -18,27 +19,34 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.emoji.world import EmojiScenes, World
-from experiments.files import CONF
+from experiments.files import CONF, UserError
 
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    text: str | None  # None: the guidance brings its own, stage by stage
+    """A prompt and what belongs to it.
+
+    text     None where the guidance brings prompts of its own, stage by stage
+    seed     the seed that it is drawn with; None: it is drawn with each of the run's seeds
+    objects  nouns of the text, for metrics that look for them
+    """
+
+    text: str | None
     negative: str = ""
-    seed: int | None = None  # its own, which it is drawn with; None: it is drawn with each of the run's
-    objects: tuple[str, ...] = ()  # nouns of the text, for metrics that look for them
+    seed: int | None = None
+    objects: tuple[str, ...] = ()
 
 
 def suite(group: DictConfig, negative: str = "") -> list[Prompt]:
-    """The prompts of a prompts group: its lines, its world's captions, or its file, at most the first `count`.
+    """Returns the prompts of a prompts group: its lines, its world's captions, or its file; at most the first `count`.
 
-    `negative` is for those without a negative prompt of their own. Raises ValueError naming what is wrong where.
+    `negative` is the negative prompt of those that have none of their own. Raises UserError naming what is wrong where.
     """
     count = group.get("count")
     if (count is not None or "world" in group) and (type(count) is not int or count < 1):
-        raise ValueError(f"prompts.count={count}: must be a whole number of at least 1")
+        raise UserError(f"prompts.count={count}: must be a whole number of at least 1")
     if "lines" in group:
         return [Prompt(str(line), negative) for line in group.lines[:count]]
     if "world" in group:
@@ -48,10 +56,10 @@ def suite(group: DictConfig, negative: str = "") -> list[Prompt]:
 
 
 def captions(group: DictConfig, negative: str) -> Iterator[Prompt]:
-    """Captions of held-out emoji scenes. A prompt's seed is its position: a caption told twice is two pictures."""
+    """Yields captions of held-out emoji scenes. A prompt's seed is its position, so equal captions differ in seed."""
     world: Any = OmegaConf.to_container(OmegaConf.load(CONF / "world" / f"{group.world}.yaml"))
     if not group.layouts or set(group.layouts) - world["layouts"].keys():
-        raise ValueError(f"prompts.layouts={group.layouts}: must be some of {', '.join(world['layouts'])}")
+        raise UserError(f"prompts.layouts={group.layouts}: must be some of {', '.join(world['layouts'])}")
     kind = {"layouts": tuple(group.layouts), "tinted": group.tinted}
     scenes = EmojiScenes(World(**world), {}, group.get("split", "held_out"), group.scenes_seed, **kind)
     for index in range(group.count):
@@ -60,45 +68,47 @@ def captions(group: DictConfig, negative: str) -> Iterator[Prompt]:
 
 
 def read_prompts(path: Path, negative: str = "", count: int | None = None) -> list[Prompt]:
-    """The prompts of a file, at most the first `count`. Raises ValueError naming file and line of a wrong one."""
+    """Reads the prompts of a file, at most the first `count`. Raises UserError naming file and line of a wrong one."""
     if not path.is_file():
-        raise ValueError(f"prompts.path={path}: there is no such file")
+        raise UserError(f"prompts.path={path}: there is no such file")
     try:
         records = records_of(path.read_bytes().decode("utf-8-sig"), path.suffix)
         prompts = [prompt_of(record, where, negative) for where, record in islice(records, count)]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: is not text in UTF-8") from error
+        raise UserError(f"{path}: is not text in UTF-8") from error
     except ValueError as error:
-        raise ValueError(f"{path}, {error}") from error
+        raise UserError(f"{path}, {error}") from error
     if not prompts:
-        raise ValueError(f"{path}: holds no prompts")
+        raise UserError(f"{path}: holds no prompts")
     return prompts
 
 
 def prompt_of(record: Record, where: str, negative: str) -> Prompt:
+    """Makes a prompt of a record. Raises UserError, beginning with where it stands, for a wrong one."""
     text, seed, objects = record.get("prompt"), record.get("seed"), record.get("objects") or []
     if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"{where}: must have a prompt, in words")
+        raise UserError(f"{where}: must have a prompt, in words")
     if not isinstance(objects, list) or not all(isinstance(noun, str) for noun in objects):
-        raise ValueError(f"{where}: objects must be a list of nouns")
+        raise UserError(f"{where}: objects must be a list of nouns")
     try:
         seed = None if seed is None else checked_seed(seed)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    return Prompt(text.strip(), str(record.get("negative_prompt") or negative), seed, tuple(objects))
+        raise UserError(f"{where}: {error}") from error
+    own = record.get("negative_prompt")  # "" is one, too
+    return Prompt(text.strip(), negative if own is None else str(own), seed, tuple(objects))
 
 
 def checked_seed(seed: Any) -> int:
-    """Raises ValueError for what is no whole number of 32 bits."""
+    """Raises UserError for what is no whole number of 32 bits."""
     if type(seed) is not int or not 0 <= seed < 2**32:
-        raise ValueError(f"seed {seed}: must be a whole number from 0 to {2**32 - 1}")
+        raise UserError(f"seed {seed}: must be a whole number from 0 to {2**32 - 1}")
     return seed
 
 
 def records_of(text: str, suffix: str) -> Iterator[tuple[str, Record]]:
-    """Where it stands, and what it says: each record of a file."""
+    """Yields the records of a file, each with the words that say where it stands."""
     if suffix == ".txt":
-        return ((f"line {n}", {"prompt": line}) for n, line in enumerate(text.splitlines(), 1) if line.strip())
+        return ((f"line {n}", {"prompt": line}) for n, line in enumerate(lines_of(text), 1) if line.strip())
     if not text.lstrip().startswith(("{", "[")):
         return table(text)
     try:
@@ -108,28 +118,33 @@ def records_of(text: str, suffix: str) -> Iterator[tuple[str, Record]]:
     return coco(whole) if isinstance(whole, dict) and isinstance(whole.get("annotations"), list) else json_lines(text)
 
 
+def lines_of(text: str) -> list[str]:
+    """Splits at line ends alone: str.splitlines splits at U+2028 and form feeds too, which prompts may hold."""
+    return text.replace("\r\n", "\n").split("\n")
+
+
 def json_lines(text: str) -> Iterator[tuple[str, Record]]:
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold U+2028 as it is
+    for number, line in enumerate(lines_of(text), 1):
         if line.strip():
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"line {number}: not JSON: {error.msg} at column {error.colno}") from error
+                raise UserError(f"line {number}: not JSON: {error.msg} at column {error.colno}") from error
             if not isinstance(record, dict) or "prompt" not in record:
-                raise ValueError(f'line {number}: must be an object with a "prompt"')
+                raise UserError(f'line {number}: must be an object with a "prompt"')
             yield f"line {number}", record
 
 
 def coco(whole: Record) -> Iterator[tuple[str, Record]]:
-    """Captions in the order of the file, which is not that of the images; an image has about five."""
+    """Yields captions in the file's order, which is not that of the images; an image has about five."""
     for number, annotation in enumerate(whole["annotations"], 1):
         if not isinstance(annotation, dict) or "caption" not in annotation:
-            raise ValueError(f'annotation {number}: has no "caption"')
+            raise UserError(f'annotation {number}: has no "caption"')
         yield f"annotation {number}", {"prompt": annotation["caption"]}
 
 
 def table(text: str) -> Iterator[tuple[str, Record]]:
-    """Columns may be in upper case. A line is that on which a record ends, which a quoted prompt may push down."""
+    """Yields the rows of a table. A row stands at the line on which it ends: quoted prompts may hold line ends."""
     dialect: Any = {"delimiter": ",", "strict": True}
     if "\t" in text.partition("\n")[0]:
         dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
@@ -137,13 +152,13 @@ def table(text: str) -> Iterator[tuple[str, Record]]:
     try:
         rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or []]
         if text.strip() and "prompt" not in rows.fieldnames:
-            raise ValueError("line 1: must name a column prompt (plain text is read from a file that ends in .txt)")
+            raise UserError("line 1: must name a column prompt (plain text is read from a file that ends in .txt)")
         for row in rows:
             where = f"line {rows.line_num}"
             if None in row:
-                raise ValueError(f"{where}: has more fields than the first line; a prompt with a comma needs quotes")
+                raise UserError(f"{where}: has more fields than the first line; a prompt with a comma needs quotes")
             seed = row.get("seed") or row.get("evaluation_seed") or None
             seed = int(seed) if seed and seed.strip().isdecimal() else seed
-            yield where, {"prompt": row["prompt"], "negative_prompt": row.get("negative_prompt"), "seed": seed}
+            yield where, {"prompt": row["prompt"], "negative_prompt": row.get("negative_prompt") or None, "seed": seed}
     except csv.Error as error:
-        raise ValueError(f"line {rows.line_num + 1}: {error}") from error
+        raise UserError(f"line {rows.line_num + 1}: {error}") from error

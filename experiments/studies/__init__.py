@@ -15,6 +15,6 @@ class Study(Protocol):
         """What the study finds; one picture that shows it may go into folder/figure.png, about 1000 pixels wide.
 
         Details are estimates by name, and `about` is what they depend on. The networks run on the model's device, in
-        its dtype. Raises ValueError, in one line, for a setting that cannot be measured.
+        its dtype. Raises UserError, in one line, for a setting that cannot be measured.
         """
         ...

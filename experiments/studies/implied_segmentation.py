@@ -97,7 +97,7 @@ class ImpliedSegmentation(SceneStudy):
         return Result(value, estimates, about=self.about(model))
 
     def look(self, model: LatentDiffusion, noised: Noised) -> list[dict[str, Tokens]]:
-        """For each scene, the tokens by layer, and those of all layers together."""
+        """Returns for each scene the tokens by layer, and those of all layers together."""
         found: list[dict[str, Tokens]] = [{} for _ in noised.scenes]
         means: list[list[Tensor]] = [[] for _ in noised.scenes]  # [L, h, w] of each layer
         words = noised.conditions.cond.spans
@@ -123,13 +123,13 @@ class ImpliedSegmentation(SceneStudy):
         return found
 
     def spans(self, objects: Sequence[Object]) -> list[Range]:
-        """The tokens of each object's words."""
+        """Returns the tokens of each object's words."""
         return [thing.tokens if self.span == "phrase" else noun(thing) for thing in objects]
 
     def scores(
         self, seen: dict[str, Tokens], scene: Scene, other: Scene, words: Sequence[Span]
     ) -> dict[str, float | None]:
-        """One scene's numbers by the estimates' names; None where no object has a patch."""
+        """Returns one scene's numbers by the estimates' names; None where no object has a patch."""
         spans = self.spans(in_spoken_order(scene))
         masks, others = ([thing.mask for thing in in_spoken_order(s)] for s in (scene, other))
         layers = {name: tokens for name, tokens in seen.items() if name != ALL}
@@ -157,7 +157,7 @@ class ImpliedSegmentation(SceneStudy):
 
 
 def noun(thing: Object) -> Range:
-    """The tokens of an object's noun, the end of its phrase."""
+    """Returns the tokens of an object's noun, the end of its phrase."""
     return thing.tokens[1] - len(Tokenizer(pad_id=0).bpe.encode(thing.label)), thing.tokens[1]
 
 
@@ -179,7 +179,7 @@ def overlap(k: Tensor, spans: Sequence[Range], masks: Sequence[Tensor], vote: bo
 
 
 def share_right(k: Tensor, spans: Sequence[Range], masks: Sequence[Tensor]) -> float | None:
-    """Of the patches of the masks [H, W], the share whose token in k [H, h, w] lies in the mask's span; heads' mean."""
+    """Returns the share of the masks' patches whose token in k [heads, h, w] lies in the mask's span."""
     hits = patches = 0.0
     for (start, stop), mask in zip(spans, masks, strict=True):
         true = on_grid(mask, *k.shape[1:])
@@ -189,18 +189,18 @@ def share_right(k: Tensor, spans: Sequence[Range], masks: Sequence[Tensor]) -> f
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """The mean of those that are there."""
+    """Returns the mean of those that are there."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
 
 def layer_name(site: Site) -> str:
-    """ "down_blocks.1.attentions.0.transformer_blocks.0.attn2" on 8 x 8 patches -> "down1.0_8x8"."""
+    """Returns "down1.0_8x8" of "down_blocks.1.attentions.0.transformer_blocks.0.attn2" on 8 x 8 patches."""
     place = site.name.split(".transformer_blocks")[0].replace(".attentions", "")
     return f"{place.replace('_blocks.', '').replace('_block', '')}_{site.height}x{site.width}"
 
 
 def columns_of(seen: dict[str, Tokens]) -> list[str]:
-    """What a figure shows: the first layer, the middle one, the last, and all together."""
+    """Returns what a figure shows: the first layer, the middle one, the last, and all together."""
     layers = [name for name in seen if name != ALL]
     return [*dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])), ALL]

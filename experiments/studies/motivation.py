@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from experiments.emoji.world import LAYOUTS, Object, Scene
+from experiments.files import UserError
 from experiments.metrics import Bench, Result
 from experiments.metrics.estimates import Bootstrap, Estimate, interval
 from experiments.pictures import save_png, to_image
@@ -66,11 +67,11 @@ class Motivation(SceneStudy):
         super().__post_init__()
         ClassifierFree(self.scale)
         if any(LAYOUTS[layout] != 2 for layout in self.layouts):
-            raise ValueError(f"layouts={self.layouts}: scenes must have two objects")
+            raise UserError(f"layouts={self.layouts}: scenes must have two objects")
         for name, least in (("steps", 1), ("finish", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
-                raise ValueError(f"{name}={value}: must be a whole number of at least {least}")
+                raise UserError(f"{name}={value}: must be a whole number of at least {least}")
 
     @torch.no_grad()
     def measure(self, model: LatentDiffusion, bench: Bench, folder: Path) -> Result:
@@ -90,14 +91,14 @@ class Motivation(SceneStudy):
             scenes += noised.scenes
         captions, bootstrap = [scene.caption for scene in scenes], bench.bootstrap
         estimates = {
-            "log2_gain": mean(gains, "log2_gain", captions, bootstrap),
+            "log2_gain": mean_over_objects(gains, "log2_gain", captions, bootstrap),
             "log2_gain_median": median(gains, "log2_gain", captions, bootstrap),
             "over_background": share(gains, "log2_gain_over_background", captions, bootstrap),
-            "log2_gain_over_background": mean(gains, "log2_gain_over_background", captions, bootstrap),
+            "log2_gain_over_background": mean_over_objects(gains, "log2_gain_over_background", captions, bootstrap),
         }
         if details:
             some = captions[: len(details)]
-            estimates |= {name: mean(details, name, some, bootstrap) for name in details[0][0]}
+            estimates |= {name: mean_over_objects(details, name, some, bootstrap) for name in details[0][0]}
             estimates["detail_gain_share"] = share(details, "detail_gain", some, bootstrap)
         columns = ["scene", "empty negative", "without 1", "without 2", "length, without 1", "length, without 2"]
         title = f"Drawn from x_t, t={self.timestep}, and the lengths of the directions (pale: a picture's longest)"
@@ -105,7 +106,7 @@ class Motivation(SceneStudy):
         return Result(share(gains, "log2_gain", captions, bootstrap), estimates, about=self.about(model))
 
     def draw(self, model: LatentDiffusion, noised: Noised, negatives: Sequence[Condition], count: int) -> Tensor:
-        """The first `count` pictures [negatives, count or less, 3, H, W], in 0..1, that x_t becomes."""
+        """Draws the first `count` pictures [negatives, count or less, 3, H, W], in 0..1, that x_t becomes."""
         steps = steps_from(self.timestep, Schedule.of(model.config.schedule), self.steps)
         x_t = noised.x_t[:count]
         if not len(x_t):
@@ -122,41 +123,41 @@ class Motivation(SceneStudy):
 
 
 def steps_from(timestep: int, schedule: Schedule | Flow, n: int) -> list[Step]:
-    """The steps from this timestep to the end, by those of n sampling steps that are below it."""
+    """Returns the steps from this timestep to the end, by those of n sampling steps that are below it."""
     steps = schedule.steps(n)
     below = [step.now for step in steps if step.now.t < timestep]
     return steps_through([schedule.level(timestep), *below, steps[-1].to])
 
 
 def without(caption: str, thing: Object) -> str:
-    """The caption less an object's noun: "a red cat and a dog", "a red and a dog"."""
+    """Returns the caption less an object's noun: "a red cat and a dog", "a red and a dog"."""
     for match in re.finditer(re.escape(thing.label), caption):
         if 1 + len(Tokenizer(pad_id=0).bpe.encode(caption[: match.end()])) == thing.tokens[1]:
             return " ".join((caption[: match.start()] + caption[match.end() :]).split())
-    raise ValueError(f"'{caption}' does not name its object '{thing.label}'")
+    raise UserError(f"'{caption}' does not name its object '{thing.label}'")
 
 
 def negative_texts(model: LatentDiffusion, noised: Noised) -> list[Condition]:
-    """Empty; without the first object's noun; without the second's."""
+    """Returns the negative prompts: empty, without the first object's noun, without the second's."""
     lacking = [[without(scene.caption, scene.objects[i]) for scene in noised.scenes] for i in range(2)]
     return [noised.conditions.negative, *(model.condition(captions) for captions in lacking)]
 
 
 def direction_energies(model: LatentDiffusion, noised: Noised, negatives: Sequence[Condition]) -> Tensor:
-    """Squared length [negatives, B, h, w] of eps(c) - eps(negative) in each cell."""
+    """Returns the squared length [negatives, B, h, w] of eps(c) - eps(negative) in each cell."""
     branches = {"cond": Branch(noised.conditions.cond)} | {f"{i}": Branch(text) for i, text in enumerate(negatives)}
     eps = predict_each(model, noised, branches)
     return torch.stack([(eps["cond"] - eps[f"{i}"]).square().sum(dim=1) for i in range(len(negatives))]).cpu()
 
 
 def regions(scene: Scene, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The masks [height, width] of the first object, of the second, and of neither."""
+    """Returns the masks [height, width] of the first object, of the second, and of neither."""
     one, two = (on_grid(thing.mask, height, width) for thing in scene.objects)
     return one, two, ~(one | two)
 
 
 def energy_gains(scene: Scene, energy: Tensor) -> list[Numbers]:
-    """log2 of the gains of energies [negatives, h, w], for each left-out object; not for one without a cell."""
+    """Returns log2 of the gains of energies [negatives, h, w] for each left-out object that has a cell."""
     one, two, background = regions(scene, *energy.shape[1:])
     found = []
     for lacking, own, other in ((energy[1], one, two), (energy[2], two, one)):
@@ -169,13 +170,13 @@ def energy_gains(scene: Scene, energy: Tensor) -> list[Numbers]:
 
 
 def log2_ratio(energy: Tensor, inside: Tensor, rest: Tensor) -> float:
-    """log2 of the mean energy in one region over that in another."""
+    """Returns log2 of the mean energy in one region over that in another."""
     a, b = (energy[region].mean().clamp(min=TINY) for region in (inside, rest))
     return (a / b).log2().item()
 
 
 def detail_gains(scene: Scene, drawn: Tensor) -> list[Numbers]:
-    """How much more detail pictures [negatives, 3, H, W] have in each region, for each left-out object."""
+    """Returns how much more detail pictures [negatives, 3, H, W] have in each region, for each left-out object."""
     empty, *lacking = (detail(picture) for picture in drawn)
     one, two, background = regions(scene, *drawn.shape[-2:])
     found = []
@@ -188,18 +189,20 @@ def detail_gains(scene: Scene, drawn: Tensor) -> list[Numbers]:
 
 
 def detail(picture: Tensor) -> Tensor:
-    """The gradient's length at each pixel [H, W] of a picture [3, H, W], by central differences; RGB's mean."""
+    """Returns the gradient's length [H, W] of a picture [3, H, W], by central differences; the mean of RGB."""
     down, right = torch.gradient(picture, dim=(1, 2))
     return (down.square() + right.square()).sqrt().mean(dim=0)
 
 
-def mean(found: Sequence[list[Numbers]], name: str, captions: Sequence[str], bootstrap: Bootstrap) -> Estimate:
-    """Of a number of all left-out objects; scenes are what is drawn again."""
+def mean_over_objects(
+    found: Sequence[list[Numbers]], name: str, captions: Sequence[str], bootstrap: Bootstrap
+) -> Estimate:
+    """Returns the mean of a number over all left-out objects; scenes are what is drawn again."""
     return bootstrap.ratio([sum(n[name] for n in of) for of in found], [len(of) for of in found], captions)
 
 
 def share(found: Sequence[list[Numbers]], name: str, captions: Sequence[str], bootstrap: Bootstrap) -> Estimate:
-    """Of the left-out objects, those whose number is above 0."""
+    """Returns the share of the left-out objects whose number is above 0."""
     return bootstrap.ratio([sum(n[name] > 0 for n in of) for of in found], [len(of) for of in found], captions)
 
 

@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from experiments.attention.sheets import HEAT, NO_WORD, PALETTE, enlarge, join, legend, text_lines, tinted
 from experiments.emoji.world import EmojiScenes, Object, Scene, World, collate, load_atlas, settings_of
+from experiments.files import UserError
 from experiments.metrics import Bench
 from experiments.pictures import sheet
+from experiments.run import build
 from guidance import Branch, guided
 from ldm import LatentDiffusion
 from ldm.condition import Conditions, Span
@@ -66,19 +68,19 @@ class SceneStudy:
         for name, least in (("timestep", 0), ("count", 2), ("seed", 0)):
             value = getattr(self, name)
             if type(value) is not int or value < least:
-                raise ValueError(f"{name}={value}: must be a whole number of at least {least}")
+                raise UserError(f"{name}={value}: must be a whole number of at least {least}")
         known = self.world["layouts"]
         if not self.layouts or isinstance(self.layouts, str) or not set(self.layouts) <= set(known):
-            raise ValueError(f"layouts={self.layouts}: must be a list of some of {', '.join(known)}")
+            raise UserError(f"layouts={self.layouts}: must be a list of some of {', '.join(known)}")
 
     def batches(self, model: LatentDiffusion, bench: Bench) -> Iterator[Noised]:
-        """The scenes in order. Raises ValueError for a timestep beyond the model's, and for icons that are missing."""
+        """Yields the scenes in order. Raises UserError for a timestep beyond the model's, and for missing icons."""
         schedule = Schedule.of(model.config.schedule)
         if self.timestep >= schedule.num_timesteps:
-            raise ValueError(f"timestep={self.timestep}: the model's are 0 to {schedule.num_timesteps - 1}")
+            raise UserError(f"timestep={self.timestep}: the model's are 0 to {schedule.num_timesteps - 1}")
         step = Step(0, 1, schedule.level(self.timestep), CLEAN)
         world = World(**settings_of(self.world))
-        shape = model.latent_shape(world.image_size, world.image_size)
+        shape = model.latent_shape(*build.size(model, world.image_size, world.image_size))
         atlas = load_atlas(world, Path(self.icons), Path(self.cache))
         drawn = EmojiScenes(world, atlas, "held_out", self.seed, layouts=tuple(self.layouts), tinted=self.tinted)
         for i in tqdm(range(0, self.count, bench.batch_size), desc=f"t={self.timestep}", leave=False):
@@ -90,7 +92,7 @@ class SceneStudy:
             yield Noised(scenes, x_0, x_t, model.conditions([scene.caption for scene in scenes]), step)
 
     def about(self, model: LatentDiffusion) -> dict[str, Any]:
-        """What the numbers depend on. Sampling begins at the largest t, so that few steps come before a large one."""
+        """Returns what the numbers depend on. Sampling begins at the largest t: few steps come before a large one."""
         T = model.config.schedule.num_timesteps
         scenes = {"world": self.world["name"], "split": "held_out", "count": self.count, "seed": self.seed}
         return {
@@ -101,9 +103,9 @@ class SceneStudy:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ValueError unless the value is one of the choices."""
+    """Raises UserError unless the value is one of the choices."""
     if value not in choices:
-        raise ValueError(f"{name}={value}: must be {' or '.join(choices)}")
+        raise UserError(f"{name}={value}: must be {' or '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -135,17 +137,17 @@ def predict_each(model: LatentDiffusion, noised: Noised, branches: dict[str, Bra
 
 
 def on_grid(mask: Tensor, height: int, width: int) -> Tensor:
-    """The patches [height, width] of a mask [H, W]: those of whose pixels at least half are in it."""
+    """Returns the patches [height, width] of a mask [H, W]: those of whose pixels at least half are in it."""
     return F.adaptive_avg_pool2d(mask[None].float(), (height, width))[0] >= 0.5
 
 
 def in_spoken_order(scene: Scene) -> list[Object]:
-    """The scene's objects as its caption names them."""
+    """Returns the scene's objects in the order of its caption."""
     return sorted(scene.objects, key=lambda thing: thing.tokens)
 
 
 def owners(k: Tensor, objects: Sequence[Range], words: Sequence[Span]) -> Tensor:
-    """Whose the tokens at positions k are: the index of the object that has them, 3 for other words, 4 for no word."""
+    """Returns the owner of each token position in k: an object's index, 3 for other words, 4 for no word."""
     found = torch.full_like(k, len(OWNERS))
     for word in words:
         found[(word.start <= k) & (k < word.stop)] = len(OWNERS) - 1
@@ -155,7 +157,7 @@ def owners(k: Tensor, objects: Sequence[Range], words: Sequence[Span]) -> Tensor
 
 
 def true_owners(scene: Scene, height: int, width: int) -> Tensor:
-    """The same [height, width] of the true masks; 4 where there is no object."""
+    """Returns the owners [height, width] by the true masks; 4 where there is no object."""
     found = torch.full((height, width), len(OWNERS))
     for i, thing in enumerate(scene.objects):
         found[on_grid(thing.mask, height, width)] = i
@@ -163,7 +165,7 @@ def true_owners(scene: Scene, height: int, width: int) -> Tensor:
 
 
 def owners_image(scene: Scene, index: Tensor) -> Image.Image:
-    """The scene in grey, its patches in the colours of their `owners` [h, w]; mixed, if there are several [H, h, w]."""
+    """Draws the scene in grey, its patches in their owners' colours [h, w]; mixed, if there are several [H, h, w]."""
     image = scene.image / 255
     table = torch.tensor([ImageColor.getrgb(colour) for colour in (*OWNERS.values(), NO_WORD)]) / 255
     mixed = table[index.reshape(-1, *index.shape[-2:])].mean(dim=0)
@@ -171,7 +173,7 @@ def owners_image(scene: Scene, index: Tensor) -> Image.Image:
 
 
 def heat_image(scene: Scene, values: Tensor, most: float) -> Image.Image:
-    """The scene in grey under values [h, w] from 0, black, to `most`, pale yellow."""
+    """Draws the scene in grey under values [h, w] from 0, black, to `most`, pale yellow."""
     image = scene.image / 255
     ramp = F.interpolate(HEAT.T[None], 256, mode="linear", align_corners=True)[0]  # [3, 256]
     heat = enlarge((values / max(most, 1e-12)).clamp(0, 1).cpu(), image)
@@ -179,7 +181,7 @@ def heat_image(scene: Scene, values: Tensor, most: float) -> Image.Image:
 
 
 def row_label(scene: Scene) -> str:
-    """The caption, and the objects' numbers on the figure."""
+    """Returns the caption, and the objects' numbers on the figure."""
     numbered = ", ".join(f"{i + 1} {thing.label}" for i, thing in enumerate(scene.objects))
     return f"{scene.caption} ({numbered})"
 
@@ -191,7 +193,7 @@ def figure(
     title: str,
     colours: dict[str, str] = OWNERS,
 ) -> Image.Image:
-    """A row for each scene, below the title and what the colours mean, if any."""
+    """Draws a row for each scene, below the title and what the colours mean, if any."""
     body = sheet(rows, [row_label(scene) for scene in scenes], columns)
     above = [text_lines(title, body.width), *([legend(colours, body.width)] if colours else [])]
     return join([*above, body])

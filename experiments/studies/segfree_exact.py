@@ -62,7 +62,7 @@ class SegfreeExact(SceneStudy):
         self.form()
 
     def form(self) -> SegmentationFree:
-        """Raises ValueError for a wrong setting."""
+        """Raises UserError for a wrong setting."""
         return SegmentationFree(cfg_steps=0, sf_scale=self.sf_scale, argmax=self.argmax, candidates=self.candidates)
 
     @torch.no_grad()
@@ -117,19 +117,19 @@ class Forms:
     practical_word: Tensor
 
     def owners(self, word: Tensor, scene: Scene) -> Tensor:
-        """Whose the words are, as scenes.owners says it."""
+        """Returns the owners of the words, as in `scenes.owners`."""
         starts = torch.tensor([*(span.start for span in self.words), 0])  # BOS is of no word
         return owners(starts[word], [thing.tokens for thing in scene.objects], self.words)
 
 
 def finest(layers: Sequence[Tensor]) -> list[Tensor]:
-    """Those of the maps [N, p, q] that have most patches."""
+    """Returns those of the maps [N, p, q] that have most patches."""
     most = max(layer[0].numel() for layer in layers)
     return [layer for layer in layers if layer[0].numel() == most]
 
 
 def exact_form(model: LatentDiffusion, noised: Noised, eps_c: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Directions [B, C, h, w] and words [B, p, q], see `SegfreeExact`; a pass for each word of the longest caption."""
+    """Returns directions [B, C, h, w] and words [B, p, q], by a pass for each word of the longest caption."""
     text = noised.conditions.cond
     longest = max(len(words) for words in text.spans)
     directions = list[Tensor]()
@@ -146,7 +146,7 @@ def exact_form(model: LatentDiffusion, noised: Noised, eps_c: Tensor, grid: tupl
 
 
 def score(scene: Scene, found: Forms) -> dict[str, float | None]:
-    """One scene's numbers by the estimates' names; None where the objects have no cell."""
+    """Returns one scene's numbers by the estimates' names; None where the objects have no cell."""
     practical, exact, cfg = found.practical, found.exact, found.cfg
     objects = on_grid(torch.stack([thing.mask for thing in scene.objects]).any(dim=0), *exact.shape[1:])
     truth = true_owners(scene, *found.exact_word.shape)
@@ -175,7 +175,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
 
 
 def agreement(owner: Tensor, truth: Tensor) -> float | None:
-    """Of the patches [p, q] that are of an object, the share whose word is one of its own."""
+    """Returns the share of the objects' patches [p, q] whose word is one of the object's own."""
     known = truth < len(OWNERS)
     return (owner == truth)[known].float().mean().item() if known.any() else None
 

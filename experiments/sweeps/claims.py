@@ -1,187 +1,303 @@
-"""What a sweep says of the claims that its experiment names: each holds, does not hold, or cannot be told.
+"""Verdicts on the claims that an experiment's yaml names: each holds, does not hold, or cannot be told.
 
-A claim is a record of the experiment's yaml: say, a sentence; measure, as in "judge/both"; expect; and one of
+A claim has say, a sentence; measure, as in "judge/both"; expect; and the fields of one of four kinds:
 
-expect: higher or lower, here: AXES, there: AXES        cells at `here` against those at `there`
-expect: higher or lower, here: AXES, than: MEASURE      against another measure of the same cells
-expect: higher or lower, here: AXES, curve: AXES        against the cells of `curve` (classifier-free guidance at some
-        free: [AXIS], at: equal                         values of AXIS), between the two whose effective scales enclose
-        at: best                                        theirs; or against the best of them
-expect: rising or falling, along: AXIS, at: AXES        from each number on the axis to the next
+Versus    expect: higher or lower, here: AXES, there: AXES      cells at `here` against those at `there`
+Than      expect: higher or lower, here: AXES, than: MEASURE    against another measure of the same cells
+OnCurve   expect: higher or lower, here: AXES, curve: AXES,     against the cells of `curve` (classifier-free guidance
+          free: [AXIS], at: equal or best                       at some values of AXIS): between the two whose effective
+                                                                scales enclose theirs, or against the best of them
+Trend     expect: rising or falling, along: AXIS, at: AXES      from each number on the axis to the next
 
-Cells are matched where all other axes agree. Measures with a score for each picture are compared picture by picture,
-same prompt and seed, with a sign test of who wins; the others by their estimates, taken as independent and normal.
+Cells are matched where all other axes agree. `each: AXIS` makes a claim of each value of an axis: for settings that may
+differ in sign, where one verdict over all would hide it. A claim of which a part was not measured, or was measured with
+other settings, cannot be told, and says what is missing. Intervals are of 95 %; see `differences` and conf/ablate.yaml.
 """
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
-from experiments.metrics.estimates import Bootstrap, Estimate, compare
-from experiments.sweeps.folder import Cell, Sweep, is_number
+from experiments.files import UserError
+from experiments.metrics.estimates import Estimate
+from experiments.sweeps.differences import Difference, Pairs, Pooled, difference, some
+from experiments.sweeps.folder import Axes, Cell, Sweep, is_number, with_planned
+from experiments.sweeps.provenance import unequal
 
 HOLDS, NOT, UNTOLD = "holds", "does not hold", "cannot be told"
 SIGNS = {"higher": 1, "rising": 1, "lower": -1, "falling": -1}
+Groups = dict[Hashable, tuple[Cell, ...]]  # cells by what they have on all other axes
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimVerdict:
     say: str
     measure: str
     found: str  # the difference, with its 95 % interval
     verdict: str
     note: str
+    p: float | None = None  # two-sided, of no difference
+    holm: float | None = None  # p, corrected for all claims of the sweep (Holm 1979)
 
 
 @dataclass(frozen=True)
-class Group:
-    """Cells that are taken as one: the mean of their scores of each picture, or of their estimates."""
+class Matching:
+    """Cells to be compared, what there is to say of the choice, and which cells lack a counterpart."""
 
-    cells: tuple[Cell, ...]
-    weights: tuple[float, ...] = ()  # of the cells; empty: all alike
-
-    def scores(self, measure: str) -> dict[str, float]:
-        rows = [cell.scores(measure) for cell in self.cells]
-        common = set.intersection(*map(set, rows)) if rows else set()
-        return {file: float(np.average([row[file] for row in rows], weights=self.weights or None)) for file in common}
-
-    def estimate(self, measure: str) -> tuple[float, float] | None:
-        """Mean and standard deviation."""
-        found = [cell.estimate(measure) for cell in self.cells]
-        if not found or any(e is None or e["low"] is None for e in found):
-            return None
-        weights = np.array(self.weights or [1.0] * len(found)) / (sum(self.weights) or len(found))
-        values = np.array([e["value"] for e in found if e])
-        deviations = np.array([(e["high"] - e["low"]) / 3.92 for e in found if e])
-        return float(weights @ values), float(np.sqrt((weights**2) @ (deviations**2)))
+    pairs: Pairs
+    notes: tuple[str, ...] = ()
+    lacking: tuple[str, ...] = ()
 
 
-Pairs = dict[Hashable, tuple[Group, Group]]  # what all other axes have, by it: the cells here, and those there
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    say: str
+    measure: str
+    expect: str
+    each: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.expect not in SIGNS or not self.measure or not self.say:
+            raise UserError(f"needs say, measure, and expect, one of {', '.join(SIGNS)}")
+
+    @property
+    def sign(self) -> int:
+        return SIGNS[self.expect]
+
+    def verdict(self, sweep: Sweep) -> ClaimVerdict:
+        raise NotImplementedError
+
+    def judged(self, sweep: Sweep, matching: Matching, than: str) -> ClaimVerdict:
+        """Returns the verdict on the cells that are matched."""
+        cells = [cell for sides in matching.pairs.values() for side in sides for cell in side.cells]
+        if mixed := [
+            line for measure in dict.fromkeys((self.measure, than)) for line in unequal(sweep, cells, measure)
+        ]:
+            return self.untold(mixed)
+        found = difference(matching.pairs, self.measure, than)
+        lacking = [*matching.lacking, *found.lacking]
+        if not matching.pairs and not lacking:
+            lacking = ["no cells could be compared"]
+        notes = [*lacking, *found.notes, *matching.notes]
+        if found.estimate is None or lacking:
+            return self.untold(notes, found)
+        outcome = judged(found.estimate, self.sign)
+        return ClaimVerdict(self.say, self.measure, interval_text(found.estimate), outcome, "; ".join(notes), found.p)
+
+    def untold(self, notes: Sequence[str], found: Difference | None = None) -> ClaimVerdict:
+        text = interval_text(found.estimate) if found is not None and found.estimate is not None else ""
+        return ClaimVerdict(self.say, self.measure, text, UNTOLD, "; ".join(dict.fromkeys(notes)))
 
 
-def verdicts(sweep: Sweep) -> list[Verdict]:
-    """Raises ValueError for a claim that is not written as the module says."""
-    return [verdict(sweep, claim) for claim in sweep.claims]
+@dataclass(frozen=True, kw_only=True)
+class Versus(Claim):
+    """Cells at `here` against those at `there`."""
+
+    here: Axes
+    there: Axes
+
+    def verdict(self, sweep: Sweep) -> ClaimVerdict:
+        axes = {*self.here, *self.there}
+        ours, theirs = grouped(sweep.at(self.here), axes), grouped(sweep.at(self.there), axes)
+        lacking = *gaps(ours, self.here), *gaps(theirs, self.there), *alone(ours, theirs)
+        return self.judged(sweep, Matching(paired(ours, theirs), lacking=lacking), self.measure)
 
 
-def verdict(sweep: Sweep, claim: dict[str, Any]) -> Verdict:
-    say, measure, expect = (claim.get(key) for key in ("say", "measure", "expect"))
-    if expect not in SIGNS or not measure or not say:
-        raise ValueError(f"claim {claim}: needs say, measure, and expect, one of {', '.join(SIGNS)}")
-    if "along" in claim:
-        return trend(sweep, claim)
-    pairs, note = matched(sweep, claim)
-    found, wins = difference(pairs, measure, claim.get("than", measure))
-    if found is None:
-        return Verdict(say, measure, "", UNTOLD, note or "not measured in cells that could be compared")
-    return Verdict(say, measure, told(found), judged(found, SIGNS[expect]), "; ".join(filter(None, [wins, note])))
+@dataclass(frozen=True, kw_only=True)
+class Than(Claim):
+    """A measure against another one of the same cells."""
+
+    here: Axes
+    than: str
+
+    def verdict(self, sweep: Sweep) -> ClaimVerdict:
+        groups = grouped(sweep.at(self.here), set(self.here))
+        pairs: Pairs = {key: (Pooled(cells), Pooled(cells)) for key, cells in groups.items()}
+        return self.judged(sweep, Matching(pairs, (f"than {self.than}",), gaps(groups, self.here)), self.than)
 
 
-def matched(sweep: Sweep, claim: dict[str, Any]) -> tuple[Pairs, str]:
-    """The cells to compare, and what is to be said of the choice."""
-    here, there, curve = claim["here"], claim.get("there"), claim.get("curve", {})
-    axes = {*here, *(there or {}), *curve, *claim.get("free", [])}
-    groups = grouped(sweep.at(here), axes)
-    if "than" in claim:
-        return {key: (Group(cells), Group(cells)) for key, cells in groups.items()}, f"than {claim['than']}"
-    if there is not None:
-        others = grouped(sweep.at(there), axes)
-        return {key: (Group(cells), Group(others[key])) for key, cells in groups.items() if key in others}, ""
-    curves = grouped(sweep.at(curve), axes)
-    pairs, notes = Pairs(), []
-    for key, cells in groups.items():
-        for cell in cells:
-            other, note = on_curve(curves.get(key, ()), cell, claim)
-            notes.append(note)
-            if other is not None:
-                pairs[key, cell.name] = Group((cell,)), other
-    return pairs, "; ".join(dict.fromkeys(filter(None, notes)))
+@dataclass(frozen=True, kw_only=True)
+class OnCurve(Claim):
+    """Cells at `here` against a curve of others: at their own effective scale, or at the curve's best."""
+
+    here: Axes
+    curve: Axes
+    free: list[str]
+    at: str = "equal"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.at not in ("equal", "best"):
+            raise UserError(f"at: {self.at}: must be equal or best")
+
+    def verdict(self, sweep: Sweep) -> ClaimVerdict:
+        axes = {*self.here, *self.curve, *self.free}
+        curves, find = grouped(sweep.at(self.curve), axes), self.best if self.at == "best" else self.enclosing
+        ours = grouped(sweep.at(self.here), axes)
+        pairs, notes, lacking = Pairs(), list[str](), list(gaps(ours, self.here))
+        for key, cells in ours.items():
+            for cell in cells:
+                other, note = find(curves.get(key, ()), cell)
+                if other is None:
+                    lacking.append(note)
+                else:
+                    pairs[key, cell.name] = Pooled((cell,)), other
+                    notes.append(note)
+        return self.judged(sweep, Matching(pairs, tuple(dict.fromkeys(notes)), tuple(lacking)), self.measure)
+
+    def best(self, curve: Sequence[Cell], cell: Cell) -> tuple[Pooled | None, str]:
+        """Returns the curve's best cell, or why it is not known."""
+        if unknown := [c.name for c in curve if c.estimate(self.measure) is None]:
+            return None, f"{self.measure} was not measured in {some(unknown)}"
+        if not curve:
+            return None, f"there is no curve for {cell.name}"
+        best = max(curve, key=lambda c: self.sign * (c.estimate(self.measure) or {})["value"])
+        return Pooled((best,)), f"best: {best.name}"
+
+    def enclosing(self, curve: Sequence[Cell], cell: Cell) -> tuple[Pooled | None, str]:
+        """Returns the curve's cells on either side of a cell's effective scale, or why there are none."""
+        if unknown := [c.name for c in (cell, *curve) if c.estimate("effective_scale") is None]:
+            return None, f"effective_scale was not measured in {some(unknown)}"
+        scales = sorted(((c.estimate("effective_scale") or {})["value"], i) for i, c in enumerate(curve))
+        g = (cell.estimate("effective_scale") or {})["value"]
+        below, above = [s for s in scales if s[0] <= g], [s for s in scales if s[0] > g]
+        if not below or not above:
+            return None, f"{cell.name}: its effective scale {g:.2f} is outside the curve's"
+        (low, i), (high, j) = below[-1], above[0]
+        share = (g - low) / (high - low)
+        return Pooled((curve[i], curve[j]), (1 - share, share)), f"{cell.name}: effective scale {g:.2f}"
 
 
-def on_curve(curve: Sequence[Cell], cell: Cell, claim: dict[str, Any]) -> tuple[Group | None, str]:
-    """What of the curve a cell is compared with."""
-    measure = claim["measure"]
-    if claim.get("at", "equal") == "best":
-        sign = SIGNS[claim["expect"]]
-        known = [(e["value"], i) for i, c in enumerate(curve) if (e := c.estimate(measure)) is not None]
-        if not known:
-            return None, ""
-        best = curve[max(known, key=lambda pair: sign * pair[0])[1]]
-        return Group((best,)), f"best: {best.name}"
-    scale = cell.estimate("effective_scale")
-    scales = sorted((e["value"], i) for i, c in enumerate(curve) if (e := c.estimate("effective_scale")) is not None)
-    if scale is None or not scales:
-        return None, "effective scales were not measured"
-    g = scale["value"]
-    below, above = [s for s in scales if s[0] <= g], [s for s in scales if s[0] > g]
-    if not below or not above:
-        return None, f"{cell.name}: its effective scale {g:.2f} is outside the curve's"
-    (low, i), (high, j) = below[-1], above[0]
-    share = (g - low) / (high - low)
-    return Group((curve[i], curve[j]), (1 - share, share)), f"{cell.name}: effective scale {g:.2f}"
-
-
-def trend(sweep: Sweep, claim: dict[str, Any]) -> Verdict:
+@dataclass(frozen=True, kw_only=True)
+class Trend(Claim):
     """From each number on an axis to the next, and from the first to the last."""
-    say, measure, axis, sign = claim["say"], claim["measure"], claim["along"], SIGNS[claim["expect"]]
-    cells = [cell for cell in sweep.at(claim.get("at", {})) if is_number(cell.axes.get(axis))]
-    values = sorted({cell.axes[axis] for cell in cells})
 
-    def between(one: float, two: float) -> Estimate | None:
-        first, second = (grouped([c for c in cells if c.axes[axis] == v], {axis}) for v in (one, two))
-        return difference({k: (Group(second[k]), Group(first[k])) for k in first if k in second}, measure, measure)[0]
+    along: str
+    at: Axes = field(default_factory=dict)
 
-    whole = between(values[0], values[-1]) if len(values) > 1 else None
-    if whole is None:
-        return Verdict(say, measure, "", UNTOLD, "not measured along the axis")
-    steps = [(f"{a} to {b}", between(a, b)) for a, b in zip(values, values[1:], strict=False)]
-    against = [name for name, found in steps if found is not None and judged(found, sign) == NOT]
-    outcome = NOT if against else judged(whole, sign)
-    note = f"the other way from {', '.join(against)}" if against else "no step goes the other way beyond its interval"
-    return Verdict(say, measure, f"{told(whole)} from {values[0]} to {values[-1]}", outcome, note)
+    def verdict(self, sweep: Sweep) -> ClaimVerdict:
+        cells = [cell for cell in sweep.at(self.at) if is_number(cell.axes.get(self.along))]
+        if mixed := unequal(sweep, cells, self.measure):
+            return self.untold(mixed)
+        values = sorted({cell.axes[self.along] for cell in cells})
+        if len(values) < 2:
+            return self.untold(["not measured along the axis"])
+        whole = self.between(cells, values[-1], values[0])
+        steps = {f"{a} to {b}": self.between(cells, b, a) for a, b in zip(values, values[1:], strict=False)}
+        if lacking := list(dict.fromkeys(line for found in (whole, *steps.values()) for line in found.lacking)):
+            return self.untold(lacking)
+        if whole.estimate is None:
+            return self.untold(["not measured along the axis"])
+        against = [name for name, found in steps.items() if found.estimate and judged(found.estimate, self.sign) == NOT]
+        note = "no step goes the other way beyond its interval"
+        if against:
+            note = f"the other way from {', '.join(against)}"
+        outcome = NOT if against else judged(whole.estimate, self.sign)
+        text = f"{interval_text(whole.estimate)} from {values[0]} to {values[-1]}"
+        return ClaimVerdict(self.say, self.measure, text, outcome, note, whole.p)
+
+    def between(self, cells: Sequence[Cell], here: float, there: float) -> Difference:
+        ours, theirs = (grouped([c for c in cells if c.axes[self.along] == v], {self.along}) for v in (here, there))
+        found = difference(paired(ours, theirs), self.measure, self.measure)
+        return replace(found, lacking=(*alone(ours, theirs), *found.lacking))
 
 
-def grouped(cells: Sequence[Cell], axes: set[str]) -> dict[Hashable, tuple[Cell, ...]]:
-    """Cells by what they have of all other axes."""
-    found: dict[Hashable, tuple[Cell, ...]] = {}
+KINDS: dict[str, type[Claim]] = {"there": Versus, "than": Than, "curve": OnCurve, "along": Trend}
+
+
+def verdicts(sweep: Sweep) -> list[ClaimVerdict]:
+    """Raises UserError for a claim that is not written as the module says."""
+    sweep = with_planned(sweep)
+    found = [claim.verdict(sweep) for record in sweep.claims for claim in claims_of(record, sweep)]
+    corrected = holm([verdict.p for verdict in found])
+    return [replace(verdict, holm=p) for verdict, p in zip(found, corrected, strict=True)]
+
+
+def claims_of(record: dict[str, Any], sweep: Sweep) -> list[Claim]:
+    """Returns the claim of a yaml's record; with `each`, one of each value of its axis."""
+    claim, axis = claim_of(record), record.get("each")
+    if axis is None:
+        return [claim]
+    among = {axis: record["here"][axis]} if axis in record.get("here", {}) else {}
+    values = [value for value in sweep.values(axis) if any(cell.axes[axis] == value for cell in sweep.at(among))]
+    return [claim_of(at_value(record, axis, value)) for value in values]
+
+
+def claim_of(record: dict[str, Any]) -> Claim:
+    """Returns a claim of the kind that its fields tell. Raises UserError for one that is none."""
+    kinds = [kind for key, kind in KINDS.items() if key in record]
+    try:
+        if len(kinds) > 1 or (not kinds and "here" in record):
+            raise UserError(f"needs one of {', '.join(KINDS)}")
+        return (kinds or [Claim])[0](**record)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"claim {record}: {str(error).replace('.__init__()', '')}") from error
+
+
+def at_value(record: dict[str, Any], axis: str, value: Any) -> dict[str, Any]:
+    """Returns a claim's record, of one value of an axis alone."""
+    sides = {key: record[key] for key in ("here", "there", "curve", "at") if isinstance(record.get(key), dict)}
+    narrowed = {key: {axis: value, **where} for key, where in (sides or {"at": {}}).items()}
+    if "here" in narrowed:
+        narrowed["here"] = {**narrowed["here"], axis: value}
+    return {**record, **narrowed, "say": f"{record['say']} ({value})"}
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Returns the p corrected for their number, by Holm's step-down method; None where there is none."""
+    known = sorted((p, i) for i, p in enumerate(ps) if p is not None)
+    corrected: list[float | None] = [None] * len(ps)
+    largest = 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[i] = largest
+    return corrected
+
+
+def grouped(cells: Sequence[Cell], axes: set[str]) -> Groups:
+    """Returns the cells by the values that they have on all other axes."""
+    found: Groups = {}
     for cell in cells:
         key = tuple(sorted((name, str(value)) for name, value in cell.axes.items() if name not in axes))
         found[key] = (*found.get(key, ()), cell)
     return found
 
 
-def difference(pairs: Pairs, measure: str, than: str) -> tuple[Estimate | None, str]:
-    """A measure here less that or another there, the mean over pairs of groups; and who wins, picture by picture.
+def paired(ours: Groups, theirs: Groups) -> Pairs:
+    return {key: (Pooled(ours[key]), Pooled(theirs[key])) for key in ours if key in theirs}
 
-    None if something was not measured.
-    """
-    paired, estimates = list[tuple[float, float]](), []
-    for one, other in pairs.values():
-        ours, theirs = one.scores(measure), other.scores(than)
-        paired += [(ours[file], theirs[file]) for file in sorted(ours.keys() & theirs.keys())]
-        estimates.append((one.estimate(measure), other.estimate(than)))
-    if paired:
-        found = compare([a for a, _ in paired], [b for _, b in paired], range(len(paired)), Bootstrap())
-        played = found["wins"] + found["losses"]
-        wins = f"higher in {found['wins']} of {played} that differ, sign test p = {found['p']:.2g}"
-        return found["difference"], wins if played else "no picture differs"
-    known = [(a[0] - b[0], np.hypot(a[1], b[1])) for a, b in estimates if a is not None and b is not None]
-    if not known or len(known) < len(estimates):
-        return None, ""
-    mean = float(np.mean([value for value, _ in known]))
-    margin = 1.96 * float(np.sqrt(np.sum([deviation**2 for _, deviation in known]))) / len(known)
-    return Estimate(mean, mean - margin, mean + margin, len(known)), ""
+
+def alone(ours: Groups, theirs: Groups) -> tuple[str, ...]:
+    """Names the cells that have no counterpart."""
+    names = [cell.name for key in ours.keys() ^ theirs.keys() for cell in ours.get(key) or theirs[key]]
+    return (f"there is no counterpart of {some(sorted(names))}",) if names else ()
+
+
+def gaps(groups: Groups, where: Axes) -> tuple[str, ...]:
+    """Names the values that a claim lists and that some group of cells lacks."""
+    listed = {axis: values if isinstance(values, list) else [values] for axis, values in where.items()}
+    missing = {
+        f"{axis} {value}": None
+        for cells in groups.values() or [()]
+        for axis, values in listed.items()
+        for value in values
+        if all(cell.axes.get(axis) != value for cell in cells)
+    }
+    return (f"some cells are missing at {some(missing)}",) if missing else ()
 
 
 def judged(found: Estimate, sign: int) -> str:
-    """Of a difference that should have this sign."""
+    """Returns the outcome for a difference that should have this sign."""
     if found.low is None or found.high is None or found.low <= 0 <= found.high:
         return UNTOLD
     return HOLDS if sign * found.value > 0 else NOT
 
 
-def told(found: Estimate) -> str:
+def p_text(p: float | None) -> str:
+    """Returns a p in words; those that arithmetic cannot tell from 0 are only bounded."""
+    return "" if p is None else f"{p:.2g}" if p >= 1e-9 else "< 1e-9"
+
+
+def interval_text(found: Estimate) -> str:
     interval = "" if found.low is None else f" ({found.low:+.3g} to {found.high:+.3g})"
     return f"{found.value:+.3g}{interval}, {found.count} pair{'s' * (found.count != 1)}"

@@ -5,6 +5,7 @@ import math
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -42,7 +43,7 @@ DARK = ("#56b4e9", "#f08a4b", "#35c79b", "#e49ac6", "#e8c04a", "#a79df5", "#c9cd
 THEMES = (("#26282c", "#deddd8", LIGHT), ("#dcdcd8", "#34383e", DARK))  # ink, grid, lines
 
 
-class Interval(NamedTuple):
+class ErrorBar(NamedTuple):
     """A value and its 95 % interval; None where there is none."""
 
     value: float | None
@@ -53,7 +54,7 @@ class Interval(NamedTuple):
 @dataclass(frozen=True)
 class Point:
     x: Any
-    at: Interval
+    at: ErrorBar
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,13 @@ class Spot:
     """A cell by its effective scale; `name` tells it from the others of its group."""
 
     name: str
-    scale: Interval
-    found: Interval
+    scale: ErrorBar
+    found: ErrorBar
 
 
 @dataclass(frozen=True)
-class Group:
-    """Cells that differ in numbers alone; `curve` are those of classifier-free guidance, by their effective scale."""
+class FrontierSeries:
+    """Cells that differ in numbers alone; `curve` marks those of classifier-free guidance, by their effective scale."""
 
     label: str
     curve: bool
@@ -91,23 +92,23 @@ class Drawn:
     dark: bytes
 
 
-def said(axes: Axes, keys: Iterable[str]) -> str:
-    """A setting in words, "cfg, scale 3": numbers with their axis's name."""
+def setting_text(axes: Axes, keys: Iterable[str]) -> str:
+    """Returns a setting in words, as in "cfg, scale 3": numbers with their axis's name."""
     words = [(key, axes[key]) for key in keys if key in axes]
-    return ", ".join(v if isinstance(v, str) else f"{key.split('.')[-1]} {shown(v)}" for key, v in words)
+    return ", ".join(v if isinstance(v, str) else f"{key.split('.')[-1]} {value_text(v)}" for key, v in words)
 
 
-def shown(value: Any) -> str:
-    """An axis's value, as short as it is exact."""
+def value_text(value: Any) -> str:
+    """Returns an axis's value as text, as short as it is exact."""
     if isinstance(value, list | tuple):
-        return ", ".join(map(shown, value))
+        return ", ".join(map(value_text, value))
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "none"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def others(sweep: Sweep) -> list[str]:
-    """The axes beside the page's x: its `by`, then those that vary."""
+def other_axes(sweep: Sweep) -> list[str]:
+    """Returns the axes beside the page's x: its `by`, then those that vary."""
     x, by = sweep.page.get("x"), sweep.page.get("by")
     axes = dict.fromkeys(key for cell in sweep.cells for key in cell.axes)
     varying = [key for key in axes if len(sweep.values(key)) > 1 and key not in (x, by)]
@@ -115,61 +116,71 @@ def others(sweep: Sweep) -> list[str]:
 
 
 def x_and_others(sweep: Sweep) -> list[str]:
-    """The axes in the order in which a setting is told: by, x, and those that vary besides."""
+    """Returns the axes in the order in which a setting is told: by, x, and those that vary besides."""
     x, by = sweep.page.get("x"), sweep.page.get("by")
-    return ordered(key for key in (by, x, *others(sweep)) if key)
+    return unique(key for key in (by, x, *other_axes(sweep)) if key)
 
 
 def lines(sweep: Sweep, measures: Sequence[str]) -> list[Line]:
-    """What a curve plots: of each measure one line per `by`, and per combination of the axes that are neither; over the
-    page's `mean_over` it is the mean."""
+    """Returns what a curve plots: of each measure one line per `by` and per combination of the axes that are neither.
+
+    Over the page's `mean_over` a line is the mean.
+    """
     x, over = sweep.page.get("x"), sweep.page.get("mean_over")
-    rest = [key for key in others(sweep) if key != over] if x else others(sweep)[:1] if sweep.page.get("by") else []
-    found: dict[tuple[str, str], dict[Any, list[Interval]]] = {}
+    rest = (
+        [key for key in other_axes(sweep) if key != over]
+        if x
+        else other_axes(sweep)[:1]
+        if sweep.page.get("by")
+        else []
+    )
+    found: dict[tuple[str, str], dict[Any, list[ErrorBar]]] = {}
     for measure in measures:
         for cell in sweep.cells:
-            line = found.setdefault((said(cell.axes, rest), measure), {})
+            line = found.setdefault((setting_text(cell.axes, rest), measure), {})
             at = cell.axes.get(x) if x else cell.name
-            line.setdefault(tuple(at) if isinstance(at, list) else at, []).append(interval(cell, measure))
+            line.setdefault(tuple(at) if isinstance(at, list) else at, []).append(bar_of(cell, measure))
     return [
-        Line(label, measure, tuple(Point(at, mean(intervals)) for at, intervals in points.items()))
+        Line(label, measure, tuple(Point(at, mean_bar(bars)) for at, bars in points.items()))
         for (label, measure), points in found.items()
-        if any(interval.value is not None for intervals in points.values() for interval in intervals)
+        if any(bar.value is not None for bars in points.values() for bar in bars)
     ]
 
 
-def mean(of: Sequence[Interval]) -> Interval:
-    """That of independent estimates, whose errors add up in squares; of the one where there is but one."""
+def mean_bar(of: Sequence[ErrorBar]) -> ErrorBar:
+    """Returns the mean of independent estimates, whose errors add up in squares; one alone stays as it is."""
     there = [(one.value, one.low, one.high) for one in of if one.value is not None]
     if len(of) == 1 or not there:
         return of[0]
     value = sum(value for value, _, _ in there) / len(there)
     if any(low is None or high is None for _, low, high in there):
-        return Interval(value, None, None)
+        return ErrorBar(value, None, None)
     below = math.hypot(*(value - low for value, low, _ in there if low is not None)) / len(there)
     above = math.hypot(*(high - value for value, _, high in there if high is not None)) / len(there)
-    return Interval(value, value - below, value + above)
+    return ErrorBar(value, value - below, value + above)
 
 
-def interval(cell: Cell, measure: str) -> Interval:
+def bar_of(cell: Cell, measure: str) -> ErrorBar:
     found = cell.estimate(measure) or {}
-    return Interval(found.get("value"), found.get("low"), found.get("high"))
+    return ErrorBar(found.get("value"), found.get("low"), found.get("high"))
 
 
-def frontier(sweep: Sweep, measure: str) -> list[Group]:
-    """The cells with an effective scale and this measure; the curve of classifier-free guidance first."""
+def frontier(sweep: Sweep, measure: str) -> list[FrontierSeries]:
+    """Returns the cells with an effective scale and this measure; the curve of classifier-free guidance first."""
     where = sweep.page.get("frontier_curve")
     found: dict[tuple[bool, str], list[Spot]] = {}
     for cell in sweep.cells:
-        scale, at = interval(cell, "effective_scale"), interval(cell, measure)
+        scale, at = bar_of(cell, "effective_scale"), bar_of(cell, measure)
         if scale.value is None or at.value is None:
             continue
         axes = [key for key in x_and_others(sweep) if key in cell.axes]
         numbers = [key for key in axes if is_number(cell.axes[key])]
-        label = said(cell.axes, [key for key in axes if key not in numbers])
-        spot = Spot(", ".join(shown(cell.axes[key]) for key in numbers), scale, at)
+        label = setting_text(cell.axes, [key for key in axes if key not in numbers])
+        spot = Spot(", ".join(value_text(cell.axes[key]) for key in numbers), scale, at)
         found.setdefault((where is not None and cell.is_at(where), label), []).append(spot)
-    groups = [Group(label, curve, tuple(sorted(spots, key=by_scale))) for (curve, label), spots in found.items()]
+    groups = [
+        FrontierSeries(label, curve, tuple(sorted(spots, key=by_scale))) for (curve, label), spots in found.items()
+    ]
     return sorted(groups, key=lambda group: not group.curve)
 
 
@@ -178,66 +189,107 @@ def by_scale(spot: Spot) -> float:
 
 
 def by_step(sweep: Sweep) -> dict[str, list[float]]:
-    """The effective scale of each sampling step, by the cell's setting; of at most so many cells, evenly chosen."""
+    """Returns the effective scale of each sampling step, by the cell's setting, of some cells evenly chosen."""
     found = {}
     for cell in sweep.cells:
         curve = cell.results.get("effective_scale", {}).get("about", {}).get("by_step")
         if curve:
-            found[said(cell.axes, x_and_others(sweep)) or cell.name] = curve["scale"]
-    return {label: found[label] for label in spread(list(found), STEP_LINES)}
+            found[setting_text(cell.axes, x_and_others(sweep)) or cell.name] = curve["scale"]
+    return {label: found[label] for label in evenly(list(found), STEP_LINES)}
 
 
-def spread(items: Sequence[Any], most: int) -> list[Any]:
-    """At most so many, evenly chosen, the first and the last among them."""
+def evenly(items: Sequence[Any], most: int) -> list[Any]:
+    """Returns at most so many of the items, evenly chosen, the first and the last among them."""
     if len(items) <= most:
         return list(items)
     return [items[round(k * (len(items) - 1) / max(most - 1, 1))] for k in range(most)]
 
 
-def draw_lines(found: Sequence[Line], x: str | None, ylabel: str) -> Drawn:
-    """Curves over numbers, with what is no number as horizontal lines; over words alone, points."""
-    labels, measures = ordered(line.label for line in found), ordered(line.measure for line in found)
-    names = short(measures)
-    numbers = sorted({p.x for line in found for p in line.points if is_number(p.x)})
-    numeric, width = bool(numbers), numbers[-1] - numbers[0] if numbers else 0
-    words = ordered(shown(p.x) for line in found for p in line.points if not is_number(p.x))
-    fixed = words if numeric else []
+@dataclass(frozen=True)
+class Look:
+    """How lines are told apart: by colour for their label, by marker and dash for their measure."""
 
-    def colour(line: Line) -> str:
-        return f"C{labels.index(line.label) if len(labels) > 1 else measures.index(line.measure)}"
+    labels: tuple[str, ...]
+    measures: tuple[str, ...]
 
-    def draw(plot: Plot) -> list[Line2D]:
-        for i, line in enumerate(found):
-            m, aside = measures.index(line.measure), i - (len(found) - 1) / 2
-            style = {"color": colour(line), "marker": MARKERS[m % len(MARKERS)], "markersize": 4}
-            if not numeric:
-                categories(plot, line, aside * 0.6 / len(found), words, style)
-                continue
-            beside = [
-                Point(p.x + aside * min(0.006, 0.03 / len(found)) * width, p.at) for p in line.points if is_number(p.x)
-            ]  # all to be seen
-            curve(plot, beside, style | {"linestyle": DASHES[m % len(DASHES)]})
-            for p in line.points:
-                if not is_number(p.x):
-                    dash = REFERENCES[fixed.index(shown(p.x)) % len(REFERENCES)]
-                    level(plot, p.at, style | {"linestyle": dash} | ({} if len(measures) > 1 else {"marker": ""}))
-        if width and min(b - a for a, b in zip(numbers, numbers[1:], strict=False)) > 0.06 * width:
-            plot.set_xticks(numbers, [shown(value) for value in numbers])
-        plot.set_xlabel((x or "") if numeric else ylabel)
-        plot.set_ylabel(ylabel if numeric else "")
-        joined = DASHES if numeric else [""] * len(DASHES)
-        keys = [handle(label, f"C{i}", "s", "") for i, label in enumerate(labels) if len(labels) > 1]
+    def colour(self, line: Line) -> str:
+        several = len(self.labels) > 1
+        return f"C{self.labels.index(line.label) if several else self.measures.index(line.measure)}"
+
+    def style(self, line: Line) -> dict[str, Any]:
+        marker = MARKERS[self.measures.index(line.measure) % len(MARKERS)]
+        return {"color": self.colour(line), "marker": marker, "markersize": 4}
+
+    def dash(self, line: Line) -> Any:
+        return DASHES[self.measures.index(line.measure) % len(DASHES)]
+
+    def keys(self, joined: bool) -> list[Line2D]:
+        """Returns the legend's entries, with dashes where the points are joined."""
+        keys = [handle(label, f"C{i}", "s", "") for i, label in enumerate(self.labels) if len(self.labels) > 1]
+        names = short(self.measures)
         for i, name in enumerate(names if len(names) > 1 else []):
-            c = matplotlib.rcParams["text.color"] if len(labels) > 1 else f"C{i}"
-            keys.append(handle(name, c, MARKERS[i % len(MARKERS)], joined[i % len(DASHES)]))
-        grey = matplotlib.rcParams["text.color"]
-        return keys + [handle(name, grey, "", REFERENCES[i % len(REFERENCES)]) for i, name in enumerate(fixed)]
+            colour = matplotlib.rcParams["text.color"] if len(self.labels) > 1 else f"C{i}"
+            keys.append(handle(name, colour, MARKERS[i % len(MARKERS)], DASHES[i % len(DASHES)] if joined else ""))
+        return keys
 
-    return in_both(draw, HEIGHT if numeric else max(HEIGHT, 0.35 * len(words)))
+
+def draw_lines(found: Sequence[Line], x: str | None, ylabel: str) -> Drawn:
+    """Draws curves where the page's x has numbers, and points beside words where it has none."""
+    look = Look(tuple(unique(line.label for line in found)), tuple(unique(line.measure for line in found)))
+    numbers = sorted({p.x for line in found for p in line.points if is_number(p.x)})
+    words = unique(value_text(p.x) for line in found for p in line.points if not is_number(p.x))
+    if numbers:
+        return in_both(partial(plot_over_numbers, found, look, numbers, words, x or "", ylabel))
+    height = max(HEIGHT, 0.35 * len(words))
+    return in_both(partial(plot_over_words, found, look, words, ylabel), height)
+
+
+def plot_over_numbers(
+    found: Sequence[Line],
+    look: Look,
+    numbers: Sequence[float],
+    words: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    plot: Plot,
+) -> list[Line2D]:
+    """Plots curves over numbers, each a little aside so that all are seen; what is a word lies across."""
+    width = numbers[-1] - numbers[0]
+    for i, line in enumerate(found):
+        aside = (i - (len(found) - 1) / 2) * min(0.006, 0.03 / len(found)) * width
+        points = [Point(p.x + aside, p.at) for p in line.points if is_number(p.x)]
+        curve(plot, points, look.style(line) | {"linestyle": look.dash(line)})
+        for p in line.points:
+            if not is_number(p.x):
+                bare = {} if len(look.measures) > 1 else {"marker": ""}
+                level(plot, p.at, look.style(line) | {"linestyle": reference(words, value_text(p.x))} | bare)
+    if width and min(b - a for a, b in zip(numbers, numbers[1:], strict=False)) > 0.06 * width:
+        plot.set_xticks(numbers, [value_text(value) for value in numbers])
+    plot.set_xlabel(xlabel)
+    plot.set_ylabel(ylabel)
+    grey = matplotlib.rcParams["text.color"]
+    return look.keys(joined=True) + [handle(word, grey, "", reference(words, word)) for word in words]
+
+
+def plot_over_words(found: Sequence[Line], look: Look, words: Sequence[str], xlabel: str, plot: Plot) -> list[Line2D]:
+    """Plots points beside words, each line's a little below those of the line before."""
+    for i, line in enumerate(found):
+        shift = (i - (len(found) - 1) / 2) * 0.6 / len(found)
+        for p in line.points:
+            spot(plot, p.at, ErrorBar(words.index(value_text(p.x)) + shift, None, None), look.style(line))
+    plot.set_yticks(range(len(words)), [textwrap.fill(word, 20, break_long_words=False) for word in words])
+    plot.set_ylim(len(words) - 0.5, -0.5)
+    plot.set_xlabel(xlabel)
+    return look.keys(joined=False)
+
+
+def reference(words: Sequence[str], word: str) -> Any:
+    """Returns the dash of a word on an axis of numbers."""
+    return REFERENCES[words.index(word) % len(REFERENCES)]
 
 
 def curve(plot: Plot, points: Sequence[Point], style: dict[str, Any]) -> None:
-    """A line with its intervals; it breaks where a value is missing."""
+    """Plots a line with its intervals; it breaks where a value is missing."""
     nan = float("nan")
     x = [p.x for p in points]
     value, low, high = (
@@ -248,8 +300,8 @@ def curve(plot: Plot, points: Sequence[Point], style: dict[str, Any]) -> None:
     plot.plot(x, value, linewidth=1.6, **style)
 
 
-def level(plot: Plot, at: Interval, style: dict[str, Any]) -> None:
-    """A value that holds for the whole width."""
+def level(plot: Plot, at: ErrorBar, style: dict[str, Any]) -> None:
+    """Plots a value that holds for the whole width."""
     if at.value is None:
         return
     if at.low is not None and at.high is not None:
@@ -257,16 +309,8 @@ def level(plot: Plot, at: Interval, style: dict[str, Any]) -> None:
     plot.axhline(at.value, linewidth=1.3, clip_on=False, **style)
 
 
-def categories(plot: Plot, line: Line, shift: float, words: Sequence[str], style: dict[str, Any]) -> None:
-    """Points beside their words, and a little below those of the line before."""
-    for p in line.points:
-        spot(plot, p.at, Interval(words.index(shown(p.x)) + shift, None, None), style)
-    plot.set_yticks(range(len(words)), [textwrap.fill(word, 20, break_long_words=False) for word in words])
-    plot.set_ylim(len(words) - 0.5, -0.5)
-
-
-def spot(plot: Plot, x: Interval, y: Interval, style: dict[str, Any]) -> None:
-    """A point with its intervals."""
+def spot(plot: Plot, x: ErrorBar, y: ErrorBar, style: dict[str, Any]) -> None:
+    """Plots a point with its intervals."""
     if x.value is None or y.value is None:
         return
     if x.low is not None and x.high is not None:
@@ -276,7 +320,7 @@ def spot(plot: Plot, x: Interval, y: Interval, style: dict[str, Any]) -> None:
     plot.plot([x.value], [y.value], linestyle="", **style)
 
 
-def draw_frontier(groups: Sequence[Group], ylabel: str) -> Drawn:
+def draw_frontier(groups: Sequence[FrontierSeries], ylabel: str) -> Drawn:
     def draw(plot: Plot) -> list[Line2D]:
         keys = []
         for i, group in enumerate(groups):
@@ -312,7 +356,7 @@ def draw_steps(found: dict[str, list[float]]) -> Drawn:
 
 
 def in_both(draw: Callable[[Plot], list[Line2D]], height: float = HEIGHT) -> Drawn:
-    """What `draw` plots, so many inches high, above a legend of what it returns."""
+    """Draws what `draw` plots, so many inches high, above a legend of what it returns."""
     svg = []
     for ink, grid, palette in THEMES:
         colours = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
@@ -340,25 +384,25 @@ def in_both(draw: Callable[[Plot], list[Line2D]], height: float = HEIGHT) -> Dra
 
 
 def wide(limits: tuple[float, float]) -> tuple[float, float]:
-    """Wide enough that differences by arithmetic alone look like none."""
+    """Widens limits so far that differences by arithmetic alone look like none."""
     low, high = limits
     lack = 0.02 * max(abs(low), abs(high)) - abs(high - low)
     return (low - lack / 2, high + lack / 2) if lack > 0 else limits
 
 
 def handle(label: str, colour: str, marker: str, dash: Any) -> Line2D:
-    """A line of the legend."""
+    """Returns a line of the legend."""
     text = "\n".join(textwrap.wrap(label, 50)) or "all"
     return Line2D([], [], color=colour, marker=marker, markersize=5, linestyle=dash, linewidth=1.6, label=text)
 
 
 def short(measures: Sequence[str]) -> list[str]:
-    """Without the metric's name, where all are of one."""
+    """Returns the measures' names, without the metric's where all are of one."""
     if len({measure.partition("/")[0] for measure in measures}) > 1:
         return list(measures)
     return [measure.partition("/")[2] or measure for measure in measures]
 
 
-def ordered(items: Iterable[Any]) -> list[Any]:
-    """Each once, as they come."""
+def unique(items: Iterable[Any]) -> list[Any]:
+    """Returns each item once, in order of appearance."""
     return list(dict.fromkeys(items))

@@ -1,17 +1,18 @@
 """A sweep's folder as experiments.ablate leaves it, finished or not."""
 
+import itertools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, QuotedString
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from experiments.files import read_lines
+from experiments.files import UserError, read_lines
 
 Axes = dict[str, Any]  # a key of the config -> a cell's value of it
 
@@ -27,19 +28,28 @@ class Cell:
     records: tuple[dict[str, Any], ...]
     error: str | None  # of a cell that failed
     unmeasured: dict[str, str]  # metrics that could not be had, and why
+    written: dict[str, Any] = field(default_factory=dict)  # the metrics' settings as the config writes them
+
+    def asked(self) -> dict[str, tuple[Hashable, Hashable]]:
+        """Returns what each picture shows, its prompt or its stages' prompts, and its seed, by its file."""
+        return {record["file"]: (prompts_of(record), record["seed"]) for record in self.records}
 
     def estimate(self, measure: str) -> dict[str, Any] | None:
-        """value, low, high and count of "METRIC" or "METRIC/DETAIL"; None if it was not measured."""
+        """Returns value, low, high and count of "METRIC" or "METRIC/DETAIL"; None if it was not measured."""
         metric, _, detail = measure.partition("/")
         found = self.results.get(metric)
         return found["details"].get(detail) if found is not None and detail else found
 
     def scores(self, measure: str) -> dict[str, float]:
-        """Of each picture that has one, by its file, which tells prompt and seed; empty if there are none."""
+        """Returns the scores of single pictures by their files, which tell prompt and seed; empty if there are none."""
         metric, _, detail = measure.partition("/")
         rows = self.results.get(metric, {}).get("per_image", [])
-        field = detail or "value"
-        return {row["file"]: float(row[field]) for row in rows if isinstance(row.get(field), int | float)}
+        score = detail or "value"
+        return {row["file"]: float(row[score]) for row in rows if isinstance(row.get(score), int | float)}
+
+    def measured_files(self, measure: str) -> set[str]:
+        """Returns the files of the pictures that a measure's metric looked at one by one."""
+        return {row["file"] for row in self.results.get(measure.partition("/")[0], {}).get("per_image", [])}
 
     def is_at(self, where: Axes) -> bool:
         """Whether these axes have these values, or one of these where a list stands."""
@@ -62,21 +72,21 @@ class Sweep:
         return [cell for cell in self.cells if cell.is_at(where)]
 
     def values(self, axis: str | None) -> list[Any]:
-        """Of an axis, numbers in their order before words as they come."""
+        """Returns an axis's values, numbers in their order before words as they come."""
         found: list[Any] = list(dict.fromkeys(cell.axes[axis] for cell in self.cells if axis in cell.axes))
         return sorted(v for v in found if is_number(v)) + [v for v in found if not is_number(v)]
 
 
 def open_sweep(folder: Path) -> Sweep:
-    """Raises ValueError if there is none."""
+    """Raises UserError if there is none."""
     if not (folder / "sweep.json").is_file():
-        raise ValueError(f"sweep={folder}: no folder of a sweep of experiments.ablate (no sweep.json in it)")
+        raise UserError(f"sweep={folder}: no folder of a sweep of experiments.ablate (no sweep.json in it)")
     told = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     return Sweep(folder=folder, cells=tuple(sorted(cells(folder), key=by_numbers)), **told)
 
 
 def cells(folder: Path) -> Iterator[Cell]:
-    """In the order of their names."""
+    """Yields a sweep's cells in the order of their names."""
     for path in sorted(folder.rglob("cell.json")):
         told = json.loads(path.read_text(encoding="utf-8"))
         stored = sorted((path.parent / "metrics").glob("*.json"))
@@ -84,12 +94,46 @@ def cells(folder: Path) -> Iterator[Cell]:
         records = [r for r in read_lines(path.parent / "samples.jsonl") if (path.parent / r["file"]).is_file()]
         failed = path.parent / "error.txt"
         error = failed.read_text(encoding="utf-8").strip() if failed.is_file() else None
-        missing = told.get("unmeasured", {})  # a cell that is not done yet has none
-        yield Cell(path.parent, told["name"], told["axes"], results, tuple(records), error, missing)
+        missing, written = told.get("unmeasured", {}), told.get("measures", {})  # a cell that is not done yet has none
+        yield Cell(path.parent, told["name"], told["axes"], results, tuple(records), error, missing, written)
+
+
+def prompts_of(record: dict[str, Any]) -> tuple[str, ...]:
+    stages = tuple(stage["prompt"] for stage in record.get("stages", []))
+    return stages or (record.get("prompt", ""),)
+
+
+def with_planned(sweep: Sweep) -> Sweep:
+    """Adds the settings of Hydra's record of the sweep that have no cell yet."""
+    record = sweep.folder / "multirun.yaml"
+    if not record.is_file():
+        return sweep
+    hydra = OmegaConf.load(record).hydra
+    begun = [{key: str(value) for key, value in cell.axes.items()} for cell in sweep.cells]
+    wanted = planned(hydra.sweeper.get("params"), hydra.overrides.task)
+    missing = [axes for axes in wanted if {key: str(value) for key, value in axes.items()} not in begun]
+    names = [",".join(map(str, axes.values())) for axes in missing]
+    cells = [
+        Cell(sweep.folder / "not begun" / name, name, axes, {}, (), None, {})
+        for name, axes in zip(names, missing, strict=True)
+    ]
+    return replace(sweep, cells=(*sweep.cells, *cells))
+
+
+def planned(params: dict[str, Any] | None, typed: Sequence[str]) -> list[Axes]:
+    """Returns the axes' values of each cell of a sweep."""
+    parsed = overrides(params, typed)
+    swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
+    choices: dict[str, list[Any]] = {}
+    for o in parsed:
+        if o.get_key_element() in swept:
+            values = list(o.sweep_iterator()) if o.is_sweep_override() else [o.value()]
+            choices[o.get_key_element()] = [v.text if isinstance(v, QuotedString) else v for v in values]
+    return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
 
 
 def overrides(params: dict[str, Any] | None, typed: Sequence[str]) -> list[Override]:
-    """Those of an experiment's own sweep, `hydra.sweeper.params`, then those of the command line; a later one holds."""
+    """Returns the overrides of an experiment's own sweep, then those of the command line; a later one holds."""
     own = [f"{key}={value}" for key, value in (params or {}).items()]
     return OverridesParser.create().parse_overrides([*own, *typed])
 

@@ -1,12 +1,9 @@
-"""python -m experiments.report sweep=FOLDER: one page of a sweep of experiments.ablate, finished or not.
+"""One page of a sweep of experiments.ablate, finished or not: see experiments.report.
 
 The page is one file that needs no other and no network: claims, pictures of the same seed under each setting, curves,
 attention maps, and every number with its interval.
 """
 
-import base64
-import io
-import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,20 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import QuotedString
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from omegaconf import OmegaConf
 from PIL import Image
 
 from experiments import files
 from experiments.metrics.folders import UNREADABLE, read
+from experiments.pictures import svg_uri, webp_uri
 from experiments.sweeps import figures
-from experiments.sweeps.claims import verdicts
-from experiments.sweeps.figures import Drawn, ordered, others, said, short, shown, spread
-from experiments.sweeps.folder import Axes, Cell, Sweep, open_sweep, overrides
+from experiments.sweeps.claims import p_text, verdicts
+from experiments.sweeps.figures import Drawn, evenly, other_axes, setting_text, short, unique, value_text
+from experiments.sweeps.folder import Cell, Sweep, open_sweep, with_planned
+from experiments.sweeps.provenance import not_alike
 
 THUMBNAIL, SHEET = 256, 1400  # pixels of the longer side, at most
-LOSSLESS = 96  # pictures no larger than this keep every pixel
 MAPS = 8  # cells whose attention is shown
 
 
@@ -68,7 +64,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Numbers:
+class NumberColumn:
     """A column of a table: for each cell the value, its text, its interval and its count; None if not measured."""
 
     name: str
@@ -76,8 +72,8 @@ class Numbers:
     entries: tuple[dict[str, Any] | None, ...]
 
 
-def write(sweep: Path, out: Path | None = None, pictures: int = 200) -> Path:
-    """The page's file, SWEEP/report.html or `out`, with at most so many pictures. Raises ValueError without a sweep."""
+def write_page(sweep: Path, out: Path | None = None, pictures: int = 200) -> Path:
+    """Writes SWEEP/report.html or `out`, with at most so many pictures. Raises UserError without a sweep."""
     page = render(open_sweep(sweep), pictures)
     out = out or sweep / "report.html"
     files.write(out, page)
@@ -90,16 +86,17 @@ def render(sweep: Sweep, pictures: int) -> str:
     grids = grids_of(sweep, pictures)
     main_measures, details = measures_of(sweep)
     mapped = [cell for cell in sweep.cells if any((cell.folder / f"{s}.png").is_file() for s in ("semantics", "maps"))]
-    figures = [(name_of(cell, sweep), sheet(cell.folder / "figure.png")) for cell in sweep.cells]
+    figures = [(name_of(cell, sweep), embedded_sheet(cell.folder / "figure.png")) for cell in sweep.cells]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"uri": svg_uri}
+    environment.filters |= {"uri": svg_uri, "p_text": p_text}
     return environment.get_template("page.html.j2").render(
         sweep=sweep,
         verdicts=found,
         states=[(name_of(cell, sweep), state(cell, sweep), cell.error) for cell in sweep.cells],
         warnings=warnings(sweep),
+        not_alike=not_alike(sweep),
         axes=axes_of(sweep),
         x=sweep.page.get("x"),
         grids=grids,
@@ -109,53 +106,38 @@ def render(sweep: Sweep, pictures: int) -> str:
         frontiers=frontiers(sweep),
         mapped=len(mapped),
         maps=[
-            (name_of(cell, sweep), sheet(cell.folder / "semantics.png"), sheet(cell.folder / "maps.png"))
-            for cell in spread(mapped, MAPS)
+            (
+                name_of(cell, sweep),
+                embedded_sheet(cell.folder / "semantics.png"),
+                embedded_sheet(cell.folder / "maps.png"),
+            )
+            for cell in evenly(mapped, MAPS)
         ],
         figures=[(name, figure) for name, figure in figures if figure is not None],
-        tables=[[numbers(sweep, m) for m in measures] for measures in (main_measures, details)],
+        tables=[[number_column(sweep, m) for m in measures] for measures in (main_measures, details)],
     )
 
 
 def whole(sweep: Sweep) -> Sweep:
-    """With the cells that it has not begun, in the page's order: by, then x, then the other axes."""
-    sweep = replace(sweep, cells=(*sweep.cells, *not_begun(sweep)))
+    """Adds the cells that were not begun, and sorts all in the page's order: by, then x, then the other axes."""
+    sweep = with_planned(sweep)
     keys = axes_of(sweep)
-    places = {key: [shown(value) for value in sweep.values(key)] for key in keys}
+    places = {key: [value_text(value) for value in sweep.values(key)] for key in keys}
 
     def place(cell: Cell) -> list[int]:
-        return [places[key].index(shown(cell.axes[key])) if key in cell.axes else -1 for key in keys]
+        return [places[key].index(value_text(cell.axes[key])) if key in cell.axes else -1 for key in keys]
 
     return replace(sweep, cells=tuple(sorted(sweep.cells, key=place)))
 
 
 def axes_of(sweep: Sweep) -> list[str]:
-    found = ordered(key for cell in sweep.cells for key in cell.axes)
+    found = unique(key for cell in sweep.cells for key in cell.axes)
     first = [key for key in (sweep.page.get("by"), sweep.page.get("x")) if key in found]
-    return ordered([*first, *found])
-
-
-def not_begun(sweep: Sweep) -> list[Cell]:
-    """The settings of Hydra's record of the sweep that have no cell yet."""
-    record = sweep.folder / "multirun.yaml"
-    if not record.is_file():
-        return []
-    hydra = OmegaConf.load(record).hydra
-    parsed = overrides(hydra.sweeper.get("params"), hydra.overrides.task)
-    swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
-    choices: dict[str, list[Any]] = {}
-    for o in parsed:
-        if o.get_key_element() in swept:
-            values = list(o.sweep_iterator()) if o.is_sweep_override() else [o.value()]
-            choices[o.get_key_element()] = [v.text if isinstance(v, QuotedString) else v for v in values]
-    begun = [{key: str(value) for key, value in cell.axes.items()} for cell in sweep.cells]
-    planned: list[Axes] = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
-    missing = [axes for axes in planned if {key: str(value) for key, value in axes.items()} not in begun]
-    return [Cell(sweep.folder / "not begun", said(axes, axes), axes, {}, (), None, {}) for axes in missing]
+    return unique([*first, *found])
 
 
 def state(cell: Cell, sweep: Sweep) -> str:
-    """What is the matter with a cell; "" if nothing is."""
+    """Returns what is the matter with a cell; "" if nothing is."""
     drawn = (cell.folder / "grid.png").is_file()  # the last thing that a run writes
     if cell.error is not None:
         return "failed"
@@ -169,47 +151,47 @@ def state(cell: Cell, sweep: Sweep) -> str:
 
 
 def name_of(cell: Cell, sweep: Sweep) -> str:
-    """The setting in words."""
-    return said(cell.axes, axes_of(sweep)) or cell.name
+    """Returns a cell's setting in words."""
+    return setting_text(cell.axes, axes_of(sweep)) or cell.name
 
 
 def warnings(sweep: Sweep) -> list[tuple[str, str, int]]:
-    """What the metrics say of their results: metric, text, and in how many cells."""
+    """Returns what the metrics warn of: metric, text, and in how many cells."""
     found = [
         (metric, text)
         for cell in sweep.cells
         for metric, result in cell.results.items()
-        for text in ordered(result.get("warnings", []))
+        for text in unique(result.get("warnings", []))
     ]
     found += [(name, f"not measured: {why}") for cell in sweep.cells for name, why in cell.unmeasured.items()]
     return [(*warning, count) for warning, count in Counter(found).items()]
 
 
 def grids_of(sweep: Sweep, most: int) -> list[Grid]:
-    """One for each value of the page's `by`, with at most so many pictures in all."""
+    """Returns a grid for each value of the page's `by`, with at most so many pictures in all."""
     by = sweep.page.get("by")
     parts: dict[str, list[Cell]] = {}
     for cell in sweep.cells:
-        parts.setdefault(shown(cell.axes[by]) if by in cell.axes else "", []).append(cell)
-    parts = {title: parts[title] for title in spread([t for t in parts if any(c.records for c in parts[t])], most)}
-    return [grid(sweep, title, cells, most // len(parts)) for title, cells in parts.items()]
+        parts.setdefault(value_text(cell.axes[by]) if by in cell.axes else "", []).append(cell)
+    parts = {title: parts[title] for title in evenly([t for t in parts if any(c.records for c in parts[t])], most)}
+    return [grid_of(sweep, title, cells, most // len(parts)) for title, cells in parts.items()]
 
 
-def grid(sweep: Sweep, title: str, cells: Sequence[Cell], most: int) -> Grid:
-    """The pictures that all finished cells have; if none is finished, all that have some."""
+def grid_of(sweep: Sweep, title: str, cells: Sequence[Cell], most: int) -> Grid:
+    """Returns the pictures that all finished cells have; if none is finished, all that have some."""
     finished = [cell for cell in cells if cell.records and (cell.folder / "grid.png").is_file()]
     records = {cell.folder: {record["file"]: record for record in cell.records} for cell in cells}
     counted = [records[cell.folder] for cell in finished or cells if cell.records]
     common = [file for file in counted[0] if all(file in others for others in counted)]
-    some = spread(cells, most)
-    files = spread(common, max(1, most // len(some)))
+    some = evenly(cells, most)
+    files = evenly(common, max(1, most // len(some)))
 
     x = sweep.page.get("x")
-    keys = ([x] if x else []) + [key for key in others(sweep) if key != sweep.page.get("by")]
+    keys = ([x] if x else []) + [key for key in other_axes(sweep) if key != sweep.page.get("by")]
 
     def column(cell: Cell) -> Column:
-        asked = {prompts(record) for record in cell.records}
-        label = (shown(cell.axes.get(x)) if keys == [x] else said(cell.axes, keys)) if x else cell.name
+        asked = {asked_text(record) for record in cell.records}
+        label = (value_text(cell.axes.get(x)) if keys == [x] else setting_text(cell.axes, keys)) if x else cell.name
         return Column(label, asked.pop() if len(asked) == 1 else "", state(cell, sweep))
 
     notes = {cell.folder: scores(cell) for cell in some}
@@ -217,7 +199,7 @@ def grid(sweep: Sweep, title: str, cells: Sequence[Cell], most: int) -> Grid:
     for file in files:
         seen = [records[cell.folder].get(file) for cell in some]
         pictures = tuple(
-            None if record is None else picture(cell, record, sweep, notes[cell.folder].get(file, []))
+            None if record is None else cell_picture(cell, record, sweep, notes[cell.folder].get(file, []))
             for cell, record in zip(some, seen, strict=True)
         )
         rows.append(
@@ -227,34 +209,34 @@ def grid(sweep: Sweep, title: str, cells: Sequence[Cell], most: int) -> Grid:
 
 
 def row_label(records: Sequence[dict[str, Any]], several: bool) -> str:
-    """Prompt and seed; where the columns have prompts of their own, the seed, and which of several prompts it is."""
-    asked = {prompts(record) for record in records}
+    """Returns prompt and seed; where the columns have their own prompts, the seed, and which of several it is."""
+    asked = {asked_text(record) for record in records}
     seed = f"seed\N{NO-BREAK SPACE}{records[0]['seed']}"
     if len(asked) == 1:
         return f"{asked.pop()}, {seed}"
     return f"prompt {records[0]['prompt_index'] + 1}, {seed}" if several else seed
 
 
-def prompts(record: dict[str, Any]) -> str:
-    """What a picture was asked for: its prompt, or its stages'."""
+def asked_text(record: dict[str, Any]) -> str:
+    """Returns what a picture was asked for: its prompt, or its stages'."""
     if "prompt" in record:
         return str(record["prompt"])
     return " > ".join(f"{stage['prompt']} ({stage['steps']} steps)" for stage in record.get("stages", []))
 
 
-def picture(cell: Cell, record: dict[str, Any], sweep: Sweep, notes: Sequence[str]) -> Picture | None:
-    setting = ", ".join(f"{key} {shown(value)}" for key, value in cell.axes.items())
-    alt = f"{prompts(record)}; seed {record['seed']}" + (f"; {setting}" if setting else "")
+def cell_picture(cell: Cell, record: dict[str, Any], sweep: Sweep, notes: Sequence[str]) -> Picture | None:
+    setting = ", ".join(f"{key} {value_text(value)}" for key, value in cell.axes.items())
+    alt = f"{asked_text(record)}; seed {record['seed']}" + (f"; {setting}" if setting else "")
     return embedded(cell.folder / record["file"], THUMBNAIL, 90, alt, "\n".join([alt, *notes]))
 
 
 def scores(cell: Cell) -> dict[str, list[str]]:
-    """Of each picture, by its file, what each metric says of it alone."""
+    """Returns what each metric says of each picture alone, by its file."""
     found: dict[str, list[str]] = {}
     for metric, result in cell.results.items():
         for row in result.get("per_image", []):
             known = {k: v for k, v in row.items() if k != "file" and isinstance(v, int | float)}
-            said = [f"{'' if k == 'value' else f'{k} '}{shown(score(v))}" for k, v in known.items()]
+            said = [f"{'' if k == 'value' else f'{k} '}{value_text(score(v))}" for k, v in known.items()]
             if said:
                 found.setdefault(row.get("file", ""), []).append(f"{metric}: {', '.join(said)}")
     return found
@@ -264,32 +246,22 @@ def score(value: float | bool) -> float | bool:
     return value if isinstance(value, bool) else float(f"{value:.4g}")
 
 
-def sheet(path: Path) -> Picture | None:
+def embedded_sheet(path: Path) -> Picture | None:
     return embedded(path, SHEET, 85) if path.is_file() else None
 
 
 def embedded(path: Path, side: int, quality: int, alt: str = "", title: str = "") -> Picture | None:
-    """As WebP of at most so many pixels a side; None if the file cannot be read."""
+    """Returns a picture as WebP of at most so many pixels a side; None if the file cannot be read."""
     try:
         image = read(path)
     except UNREADABLE:
         return None
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, format="WEBP", lossless=max(image.size) <= LOSSLESS, quality=quality)
-    return Picture(data_uri("image/webp", file.getvalue()), image.size, alt, title)
-
-
-def svg_uri(svg: bytes) -> str:
-    return data_uri("image/svg+xml", svg)
-
-
-def data_uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return Picture(webp_uri(image, quality), image.size, alt, title)
 
 
 def curves(sweep: Sweep) -> list[Curve]:
-    """Those that the page asks for."""
+    """Returns the curves that the page asks for."""
     x = sweep.page.get("x")
     found = []
     for asked in sweep.page.get("curves") or []:
@@ -305,7 +277,7 @@ def curves(sweep: Sweep) -> list[Curve]:
 
 
 def frontiers(sweep: Sweep) -> list[Curve]:
-    """Each measure against the effective scale, and this scale by sampling step."""
+    """Returns each measure against the effective scale, and this scale by sampling step."""
     if not any("effective_scale" in cell.results for cell in sweep.cells):
         return []
     found = []
@@ -321,16 +293,16 @@ def frontiers(sweep: Sweep) -> list[Curve]:
 
 
 def measures_of(sweep: Sweep) -> tuple[list[str], list[str]]:
-    """Those that the page names, and every metric's value; and all details that are not among these."""
+    """Returns the measures that the page names, and every metric's value; then all details not among these."""
     named = [m for asked in sweep.page.get("curves") or [] for m in asked["measures"]] + (sweep.page.get("table") or [])
     results = [(name, result) for cell in sweep.cells for name, result in cell.results.items()]
-    first = ordered([*named, *(name for name, _ in results)])
-    details = ordered(f"{name}/{detail}" for name, result in results for detail in result["details"])
+    first = unique([*named, *(name for name, _ in results)])
+    details = unique(f"{name}/{detail}" for name, result in results for detail in result["details"])
     have: Callable[[str], bool] = lambda m: any(cell.estimate(m) is not None for cell in sweep.cells)  # noqa: E731
     return [m for m in first if have(m)], [m for m in details if m not in first]
 
 
-def numbers(sweep: Sweep, measure: str) -> Numbers:
+def number_column(sweep: Sweep, measure: str) -> NumberColumn:
     found = [cell.estimate(measure) for cell in sweep.cells]
     known = [e[key] for e in found if e is not None for key in ("value", "low", "high") if e[key] is not None]
     counts = {e["count"] for e in found if e is not None}
@@ -340,13 +312,13 @@ def numbers(sweep: Sweep, measure: str) -> Numbers:
         between = None if e["low"] is None else f"{text(e['low'])} to {text(e['high'])}"
         return {**e, "text": text(e["value"]), "interval": between}
 
-    return Numbers(
+    return NumberColumn(
         measure, counts.pop() if len(counts) == 1 else None, tuple(None if e is None else entry(e) for e in found)
     )
 
 
 def rounded(values: Sequence[float]) -> Callable[[float], str]:
-    """With as many decimals as give the largest of the values three or four digits, so that they align."""
+    """Returns a format with as many decimals as give the largest value three or four digits, so that they align."""
     order = math.floor(math.log10(max(map(abs, values), default=0) or 1))
     decimals = 3 - max(order, 0) if order >= -1 else 2 - order
     return lambda value: f"{value:.3g}" if decimals > 6 else f"{value:.{max(decimals, 0)}f}"

@@ -1,4 +1,4 @@
-"""python -m experiments.findings sweeps=FOLDER: what finished sweeps say, in files small enough to be committed.
+"""What finished sweeps say, in files small enough to be committed: see experiments.findings.
 
 NAME.json (every cell's numbers, the verdicts, command and commit) and NAME.svg (the curves) of each sweep, and in
 RESULTS.md its table of claims, between <!-- NAME --> and <!-- end -->; the text around the tables is written by hand.
@@ -9,15 +9,16 @@ from dataclasses import asdict
 from html import escape
 from typing import Any
 
-from experiments.sweeps.claims import Verdict
+from experiments.sweeps.claims import ClaimVerdict, p_text
 from experiments.sweeps.figures import draw_frontier, draw_lines, frontier, lines
 from experiments.sweeps.folder import Sweep
+from experiments.sweeps.provenance import not_alike
 
 PER_ROW, TITLE = 2, 20  # panels; pixels
 
 
-def numbers(sweep: Sweep, found: list[Verdict]) -> dict[str, Any]:
-    """Without the scores of single pictures, and with no path of this machine."""
+def summary_of(sweep: Sweep, found: list[ClaimVerdict]) -> dict[str, Any]:
+    """Returns a sweep's numbers, without the scores of single pictures and with no path of this machine."""
     cells = []
     for cell in sweep.cells:
         measured = {}
@@ -30,16 +31,18 @@ def numbers(sweep: Sweep, found: list[Verdict]) -> dict[str, Any]:
             measured[name] |= {"warnings": result["warnings"]} if result["warnings"] else {}
         cells.append({"axes": cell.axes, "measured": measured})
     command = re.sub(r"(?<==)/\S*/", "", sweep.command)
-    claims = [asdict(verdict) for verdict in found]
-    return {"name": sweep.name, "command": command, "commit": sweep.commit, "claims": claims, "cells": cells}
+    claims = [{key: rounded(value) for key, value in asdict(verdict).items()} for verdict in found]
+    mixed = not_alike(sweep)
+    told = {"name": sweep.name, "command": command, "commit": sweep.commit, **({"not_alike": mixed} if mixed else {})}
+    return {**told, "claims": claims, "cells": cells}
 
 
 def rounded(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def figures(sweep: Sweep) -> dict[str, bytes]:
-    """The page's curves by their titles, as SVG for a light page."""
+def panels(sweep: Sweep) -> dict[str, bytes]:
+    """Returns the page's curves by their titles, as SVG for a light page."""
     found = {}
     for curve in sweep.page.get("curves", []):
         if series := lines(sweep, curve["measures"]):
@@ -52,7 +55,7 @@ def figures(sweep: Sweep) -> dict[str, bytes]:
 
 
 def side_by_side(panels: dict[str, bytes]) -> str:
-    """SVG files as one, on white, each below its title."""
+    """Joins SVG files to one, on white, each below its title."""
     bodies = [svg.decode()[svg.decode().index("<svg") :] for svg in panels.values()]
     sizes = [tuple(float(n) for n in re.findall(r'(?:width|height)="([\d.]+)pt"', body)[:2]) for body in bodies]
     column, placed, top = max(width for width, _ in sizes), [], 0.0
@@ -71,15 +74,16 @@ def side_by_side(panels: dict[str, bytes]) -> str:
     return f'{head}<rect width="100%" height="100%" fill="white"/>' + "".join(placed) + "</svg>\n"
 
 
-def table(found: list[Verdict]) -> str:
-    """The verdicts in Markdown."""
-    rows = ["| claim | measure | difference (95 % interval) | verdict |", "| --- | --- | --- | --- |"]
+def claims_table(found: list[ClaimVerdict]) -> str:
+    """Returns the verdicts in Markdown."""
+    rows = ["| claim | measure | difference (95 % interval) | p (Holm) | verdict |", "| --- | --- | --- | --- | --- |"]
     for verdict in found:
         told = "; ".join(filter(None, [verdict.found, verdict.note]))
-        rows.append(f"| {verdict.say} | `{verdict.measure}` | {told} | **{verdict.verdict}** |")
+        p = p_text(verdict.holm)
+        rows.append(f"| {verdict.say} | `{verdict.measure}` | {told} | {p} | **{verdict.verdict}** |")
     return "\n".join(rows)
 
 
 def with_table(text: str, name: str, table: str) -> str:
-    """The text, with the table where it is marked."""
+    """Returns the text, with the table where it is marked."""
     return re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{table}\n{m[2]}", text, flags=re.DOTALL)

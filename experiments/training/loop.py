@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from experiments.emoji.world import Batch, EmojiScenes, World, collate, load_atlas, settings_of
-from experiments.files import difference, say, write
+from experiments.files import UserError, atomically, difference, say, write
 from experiments.pictures import save_png
 from experiments.run import build
 from experiments.run.logger import Logger
@@ -38,11 +38,11 @@ CLIPPED_NORM = 1.0  # of the gradient, at most
 def train(cfg: DictConfig) -> None:
     """Trains the part that the config describes, or resumes it from `out`/checkpoint.pt.
 
-    Raises ValueError for missing icons, a missing earlier part, and a checkpoint in `out` that another config made.
+    Raises UserError for missing icons, a missing earlier part, and a checkpoint in `out` that another config made.
     """
     with joined(cfg.device) as team:
         if cfg.part.batch % (cfg.part.micro * team.size):
-            raise ValueError(f"part.batch={cfg.part.batch}: must be a multiple of part.micro x processes")
+            raise UserError(f"part.batch={cfg.part.batch}: must be a multiple of part.micro x processes")
         world = World(**settings_of(cfg.world))
         atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
         scenes = EmojiScenes(world, atlas, "train", cfg.seed, length=max(cfg.part.steps * cfg.part.batch, 512))
@@ -138,13 +138,13 @@ class Team:
 def joined(device_name: str) -> Iterator[Team]:
     """Joins the processes of a training for the length of a block. Several on GPUs have one GPU each.
 
-    Raises ValueError for a device that is not there, and for one GPU named to several processes.
+    Raises UserError for a device that is not there, and for one GPU named to several processes.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     device = build.device(device_name)
     if size > 1 and device.type == "cuda":
         if device.index is not None:
-            raise ValueError(f"device={device_name}: each of {size} processes takes a GPU of its own: use device=cuda")
+            raise UserError(f"device={device_name}: each of {size} processes takes a GPU of its own: use device=cuda")
         device = build.device(f"cuda:{os.environ['LOCAL_RANK']}")
     if size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -186,19 +186,15 @@ class State:
         """Writes a checkpoint; whatever happens meanwhile, `path` holds a whole one: the last, or this."""
         state = {name: getattr(self, name) for name in ("ema", "step", "seconds", "history", "losses")}
         state |= {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict(), "recipe": recipe}
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            torch.save(state, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with atomically(path) as part:
+            torch.save(state, part)
 
     def load(self, path: Path, recipe: dict[str, Any]) -> None:
-        """Takes over a checkpoint's values. Raises ValueError if it was made under another recipe."""
+        """Takes over a checkpoint's values. Raises UserError if it was made under another recipe."""
         device = next(self.network.parameters()).device
         state = torch.load(path, map_location=device, weights_only=True)
         if changed := difference(state["recipe"], recipe):
-            raise ValueError(f"{path} is of another config ({changed}): choose another out=FOLDER")
+            raise UserError(f"{path} is of another config ({changed}): choose another out=FOLDER")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name in ("ema", "step", "seconds", "history", "losses"):
@@ -243,14 +239,14 @@ class Progress:
         return iter(self.bar)
 
     def report(self) -> None:
-        """Logs, draws and saves after a step, when it is time. Raises ValueError if the loss is not finite."""
+        """Logs, draws and saves after a step, when it is time. Raises UserError if the loss is not finite."""
         cfg, state = self.cfg, self.state
         logs = state.step % cfg.log_every == 0
         saves = state.step == self.steps.stop or (self.writes and time.time() - self.saved > cfg.save_seconds)
         if logs or saves:
             mean = torch.stack(state.losses).mean().item()
             if not math.isfinite(mean):
-                raise ValueError(f"the loss is not finite near step {state.step}; {self.checkpoint} is from before")
+                raise UserError(f"the loss is not finite near step {state.step}; {self.checkpoint} is from before")
         if logs:
             state.history.append({"step": state.step, "loss": mean})
             state.losses = []

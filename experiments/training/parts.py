@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from experiments.emoji.judge import Judge, JudgeConfig, JudgeOutput, save_judge
 from experiments.emoji.truth import device_of, judge_scores, psnr
 from experiments.emoji.world import Batch, EmojiScenes, batch_of, first_images, settings_of
-from experiments.files import write
+from experiments.files import UserError, write
 from experiments.pictures import sheet, to_image
 from experiments.training.tokens import WorldTable, tokens_of
 from guidance import ClassifierFree, guided
@@ -36,9 +36,9 @@ PAD_ID = 0
 
 
 def read_checkpoint(path: Path, part: str) -> dict[str, Any]:
-    """Returns the checkpoint of a trained part. Raises ValueError if there is none."""
+    """Returns the checkpoint of a trained part. Raises UserError if there is none."""
     if not path.is_file():
-        raise ValueError(f"no {part} at {path}: `python -m experiments.train part=SIZE/{part}` makes one")
+        raise UserError(f"no {part} at {path}: `python -m experiments.train part=SIZE/{part}` makes one")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

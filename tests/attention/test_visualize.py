@@ -185,12 +185,12 @@ def test_stages_of_segmentation_free(visualize: Callable, tmp_path: Path) -> Non
 
 BAD = {
     "no prompt": ([], "nothing to draw: give prompt='...'"),
-    "no words": (["prompt=''"], "has no words"),
+    "no words": (["prompt=''"], "prompt=: must be text with something in it"),
     "layers": (["prompt=x", "layers=[up_blocks.1,nowhere]"], "layers=nowhere: no cross-attention layer begins so"),
     "argmax": (["prompt=x", "argmax=max"], "argmax=max: must be head or mean"),
     "candidates": (["prompt=x", "candidates=all"], "candidates=all: must be"),
     "columns": (["prompt=x", "columns=0"], "columns=0"),
-    "seed": (["prompt=x", "seed=-1"], "seed -1"),
+    "seed": (["prompt=x", "seed=-1"], "seed=-1"),
     "not finite": (["prompt=x", "guidance.scale=1e38"], "latents are not finite after step"),
 }
 

@@ -10,7 +10,7 @@ import torch
 from reference import tiny_model
 from tiny import TINY
 
-from experiments.benchmark import __main__, fresh, growth, sides, training
+from experiments.benchmark import __main__, fresh, growth, options, sides, training
 from experiments.benchmark.timing import Timing, interleaved, rounds
 from experiments.training import parts
 from ldm import cpu
@@ -19,7 +19,7 @@ from ldm import cpu
 @pytest.fixture
 def tiny_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sides.SHAPES, "tiny", TINY)
-    monkeypatch.setitem(sides.SIZES, "tiny", ("tiny", 16))
+    monkeypatch.setitem(options.SIZES, "tiny", ("tiny", 16))
     monkeypatch.setitem(sides.DOWNSCALE, "tiny", 2)
 
 

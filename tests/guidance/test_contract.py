@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from small import CONDITIONS, FOUR, NOISE, PROMPTS, SHAPE, STEPS, denoised, networks, relative, run, small_unet, told
 from torch import Tensor, nn
+from toys import Autoguidance, Damped, Emphasis, Faded, Manifold, Momentum, Noisy, SelfAttention, Towards
 
 from guidance import Branch, ClassifierFree, Interval, Multistage, Probe, Rescale, Stage, Wrapper, guided
 from guidance.branch import Guidance, more
@@ -30,20 +31,6 @@ def without_gradients():
 
 
 # --- it remembers -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Momentum(ClassifierFree):
-    """Classifier-free, whose difference keeps a share of the one before (as in APG, Sadat et al. 2024)."""
-
-    share: float = 0.5
-    memory: dict[str, Tensor] = field(default_factory=dict, init=False)
-
-    def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
-        difference = x_0["cond"] - x_0["negative"] + self.share * self.memory.get("difference", 0)
-        if step.stage == 0:
-            self.memory["difference"] = difference
-        return x_0["negative"] + self.scale * difference
 
 
 def test_memory_lives_for_one_sampling(unet: UNet) -> None:
@@ -90,20 +77,6 @@ def test_memory_inside_wrappers_begins_anew(unet: UNet, around: Callable[[Guidan
 # --- it draws ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Noisy(ClassifierFree):
-    """Classifier-free under a noised condition (as CADS, Sadat et al. 2023)."""
-
-    strength: float = 0.5
-
-    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
-        tokens = conditions.cond.tokens
-        noise = conditions.noise(f"noisy {step.i}", tokens.shape[1:])
-        return super().branches(
-            replace(conditions, cond=replace(conditions.cond, tokens=tokens + self.strength * noise)), step
-        )
-
-
 def test_what_a_guidance_draws_is_the_image_s_own(unet: UNet) -> None:
     first_alone = replace(
         CONDITIONS,
@@ -126,19 +99,6 @@ def test_what_a_guidance_draws_is_the_image_s_own(unet: UNet) -> None:
 # --- it has a second network ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Autoguidance:
-    """Away from a weaker network under the same prompt (Karras et al. 2024)."""
-
-    scale: float = 2.0
-
-    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
-        return {"cond": Branch(conditions.cond), "weak": Branch(conditions.cond, network="weak")}
-
-    def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
-        return x_0["weak"] + self.scale * (x_0["cond"] - x_0["weak"])
-
-
 def test_a_second_network(unet: UNet) -> None:
     weak = small_unet()
     weak.conv_out.weight.mul_(0.5)
@@ -152,28 +112,6 @@ def test_a_second_network(unet: UNet) -> None:
 
 
 # --- it has a second round --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SelfAttention:
-    """Away from what is predicted of its own estimate blurred (as SAG, Hong et al. 2023), once or again and again."""
-
-    scale: float = 1.0
-    rounds: int = 1
-
-    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
-        return {"cond": Branch(conditions.cond)}
-
-    def more(self, conditions: Conditions, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> dict[str, Branch]:
-        if len(x_0) > self.rounds:
-            return {}
-        last = list(x_0.values())[-1]
-        blurred = step.now.x_t(F.avg_pool2d(last, 3, 1, 1), step.now.eps(x_t, last))
-        return {f"blurred {len(x_0)}": Branch(conditions.cond, x_t=blurred, t=step.now.t / 2)}
-
-    def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
-        last = x_0[f"blurred {self.rounds}"]
-        return x_0["cond"] + self.scale * (x_0["cond"] - last)
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
@@ -203,26 +141,9 @@ def test_a_pass_may_be_told_a_time_of_its_own(unet: UNet) -> None:
 # --- it wants a gradient ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Towards:
-    """Down the gradient at x_t of the distance between the network's x_0 and a picture (as universal guidance)."""
-
-    picture: Tensor
-    strength: float = 0.1
-    space: str = "x_0"
-
-    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
-        return {"cond": Branch(conditions.cond, gradient=True), "negative": Branch(conditions.negative)}
-
-    def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
-        distance = (x_0["cond"] - self.picture).square().sum()
-        (gradient,) = torch.autograd.grad(distance, x_t)
-        return x_0["cond"] - self.strength * gradient
-
-
 def test_gradients_through_the_network(unet: UNet) -> None:
     # of a network whose x_0 is k x_t: 2 k (k x_t - picture)
-    picture, step = torch.ones(SHAPE), STEPS[4]
+    picture, step = 1.0, STEPS[4]
     linear = guided(lambda x, *_: 0.3 * x, Towards(picture), CONDITIONS)
     out = linear(NOISE, step)
     torch.testing.assert_close(out.x_0, 0.3 * NOISE - 0.1 * 2 * 0.3 * (0.3 * NOISE - picture))
@@ -243,7 +164,7 @@ def test_gradients_through_the_network(unet: UNet) -> None:
 
 
 def test_gradients_are_the_same_within_a_whole_sampling(unet: UNet) -> None:
-    guidance = Towards(torch.ones(SHAPE), 0.01)
+    guidance = Towards(strength=0.01)
     without = run(unet, guidance, steps=FOUR)
     with torch.enable_grad():
         assert torch.equal(run(unet, guidance, steps=FOUR), without)
@@ -260,20 +181,6 @@ def test_a_whole_sampling_can_be_differentiated(unet: UNet) -> None:
 # --- it edits in place ------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Emphasis(Autoguidance):
-    """Towards a pass whose attention to some tokens is multiplied, as a newcomer would write it."""
-
-    function: Callable[[Tensor], Tensor] = lambda weights: weights[..., 5:9].mul_(4)
-
-    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
-        def function(weights: Tensor, site: Site) -> Tensor:
-            self.function(weights)
-            return weights
-
-        return {"cond": Branch(conditions.cond, (AttentionEdit(function),)), "weak": Branch(conditions.cond)}
-
-
 def test_an_edit_in_place_acts(unet: UNet) -> None:
     def out_of_place(weights: Tensor, site: Site) -> Tensor:
         return torch.cat([weights[..., :5], 4 * weights[..., 5:9], weights[..., 9:]], dim=-1)
@@ -288,36 +195,14 @@ def test_an_edit_in_place_acts(unet: UNet) -> None:
 # --- its cond is a text of its own ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Faded(ClassifierFree):
-    """Classifier-free under the prompt's embedding, moved towards another prompt's."""
-
-    other: str = "a fish"
-    share: float = 0.4
-
-    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
-        tokens = torch.lerp(conditions.cond.tokens, conditions.encode(self.other).tokens, self.share)
-        return super().branches(replace(conditions, cond=Condition(tokens)), step)
-
-
 def test_a_text_of_its_own(unet: UNet) -> None:
-    mixed = 0.6 * CONDITIONS.cond.tokens + 0.4 * PROMPTS["a fish"].tokens
+    mixed = 0.6 * CONDITIONS.cond.tokens + 0.4 * PROMPTS["a dragon"].tokens
     by_hand = run(unet, ClassifierFree(3), replace(CONDITIONS, cond=Condition(mixed)), steps=FOUR)
     assert relative(run(unet, Faded(3), steps=FOUR), by_hand) < 1e-4
     assert relative(by_hand, run(unet, ClassifierFree(3), steps=FOUR)) > 1e-2
 
 
 # --- it says what the sampler goes on with ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Manifold(ClassifierFree):
-    """CFG++ (Chung et al. 2024): x_0 is guided, with a scale of at most 1, and the noise is the negative pass's."""
-
-    scale: float = 0.6
-
-    def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
-        return Denoised(super().combine(x_0, x_t, step), step.now.eps(x_t, x_0["negative"]))
 
 
 @dataclass(frozen=True)
@@ -338,16 +223,6 @@ def test_x_0_and_eps_may_part() -> None:
 
 
 # --- its formula is one of eps ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Damped(ClassifierFree):
-    """Classifier-free, and nine tenths of the noise: its weights do not sum to one."""
-
-    space = "eps"
-
-    def combine(self, eps: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
-        return 0.9 * super().combine(eps, x_t, step)
 
 
 def test_a_formula_in_eps(unet: UNet) -> None:
@@ -425,6 +300,8 @@ def test_a_second_round_is_asked_of_the_stage_that_rules() -> None:
     x_0 = {"cond": torch.zeros(2, *SHAPE)}
     assert more(stages, CONDITIONS, x_0, NOISE, FOUR[1])["blurred 1"].condition is PROMPTS["a dragon"]
     assert more(stages, CONDITIONS, x_0, NOISE, FOUR[2]) == {}
+    within = Interval(SelfAttention(), 0.25, 0.75)
+    assert [len(more(within, CONDITIONS, x_0, NOISE, step)) for step in FOUR] == [0, 1, 1, 0]
 
 
 # --- who looks --------------------------------------------------------------------------------------------------------
@@ -555,6 +432,6 @@ def test_conditions_are_stacked_whole() -> None:
 
 def test_nothing_mutates_its_arguments(unet: UNet) -> None:
     x_T, tokens = NOISE.clone(), CONDITIONS.cond.tokens.clone()
-    for guidance in (*INNER.values(), Towards(torch.ones(SHAPE), 0.01), Emphasis(), Noisy()):
+    for guidance in (*INNER.values(), Towards(strength=0.01), Emphasis(), Noisy()):
         run(unet, guidance, steps=FOUR[:2])
     assert torch.equal(NOISE, x_T) and torch.equal(CONDITIONS.cond.tokens, tokens)

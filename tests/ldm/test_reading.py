@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm import LatentDiffusion, load_model
+from ldm.condition import Condition
 from ldm.config import SD1, SD1_INPAINTING, SD2, ModelConfig, ScheduleConfig
 from ldm.files import names, reading
 from ldm.files.config_files import family, to_yaml
@@ -546,7 +547,7 @@ def test_folder(name: str, folders: Path) -> None:
     assert loaded.config == TINY[name]
     theirs = UNet2DConditionModel.from_pretrained(folders / name / "unet")
     x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32)
-    assert relative(loaded.unet(x, 300, text), theirs(x, 300, text).sample) < 1e-5
+    assert relative(loaded.unet(x, 300, Condition(text)), theirs(x, 300, text).sample) < 1e-5
 
 
 def test_variants_of_a_folder(folders: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from reference import TINY_SD1, TINY_SD2, relative, same_weights, tiny_model
 
 from ldm import LatentDiffusion, load_model
+from ldm.condition import Condition
 from ldm.config import ScheduleConfig
 from ldm.files import config_files, names, writing
 from ldm.files.writing import write_file, write_folder
@@ -114,7 +115,7 @@ def assert_equal_networks(model: LatentDiffusion, pipe: object) -> None:
     x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32)
     ids = model.tokenizer(PROMPTS).ids
     with torch.no_grad():
-        assert relative(model.unet(x, 321, text), pipe.unet(x, 321, text).sample) < 1e-5
+        assert relative(model.unet(x, 321, Condition(text)), pipe.unet(x, 321, text).sample) < 1e-5
         assert relative(model.text_encoder(ids), pipe.text_encoder(ids)[0]) < 1e-5
         theirs = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
         assert relative(model.autoencoder.decode(x), theirs) < 1e-5

@@ -20,7 +20,16 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from experiments.emoji.judge import Judge, JudgeOutput
 from experiments.metrics import features, folders
 from experiments.metrics.alpha_fid import alpha, distances, named
-from experiments.metrics.estimates import Bootstrap, compare, interval, sign_test
+from experiments.metrics.estimates import (
+    Bootstrap,
+    Clustered,
+    compare_paired,
+    interval,
+    sign_test,
+    student_p,
+    student_quantile,
+    two_way,
+)
 from experiments.metrics.features import JudgeFeatures, frechet_distance, gaussian
 from experiments.metrics.judge import Asked, judged, parse
 from experiments.metrics.measuring import evaluate
@@ -106,12 +115,79 @@ def test_sign_test_of_many_is_the_normal_theory_s() -> None:
 
 
 def test_ties_count_for_neither_side() -> None:
-    found = compare([1, 2, 3, 4, 5.00001], [0, 3, 1, 2, 5], range(5), Bootstrap(10))
+    found = compare_paired([1, 2, 3, 4, 5.00001], [0, 3, 1, 2, 5], range(5), Bootstrap(10))
     assert (found["wins"], found["losses"], found["ties"]) == (3, 1, 1)
     assert found["win_rate"].value == 0.75
     assert found["p"] == sign_test(3, 1)
     assert found["difference"].value == pytest.approx(4 / 5, abs=1e-5)
-    assert compare([1, 1], [1, 1], range(2), Bootstrap(10))["win_rate"] is None
+    assert compare_paired([1, 1], [1, 1], range(2), Bootstrap(10))["win_rate"] is None
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30, 101])
+def test_student_p_is_the_density_s_integral(freedom: int) -> None:
+    density = torch.distributions.StudentT(torch.tensor(float(freedom), dtype=torch.float64))
+    for t in (0.0, 0.3, 1.7, 4.0):
+        x = torch.linspace(0, t, 20001, dtype=torch.float64)
+        inside = 2 * torch.trapezoid(density.log_prob(x).exp(), x).item()
+        assert student_p(t, freedom) == pytest.approx(1 - inside, abs=1e-8)
+        assert student_p(-t, freedom) == student_p(t, freedom)
+
+
+@pytest.mark.parametrize(("freedom", "t"), [(1, 12.7062), (2, 4.3027), (10, 2.2281), (19, 2.0930), (1000, 1.9623)])
+def test_student_quantile_is_the_tables(freedom: int, t: float) -> None:
+    assert student_quantile(freedom) == pytest.approx(t, abs=1e-4)
+
+
+def crossed(prompts: int, raters: int, seed: int, share: float = 1.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values with an effect of either kind of cluster; each pair of clusters there with a probability of `share`."""
+    rng = np.random.default_rng(seed)
+    p, r = np.nonzero(rng.random((prompts, raters)) < share)
+    return rng.normal(size=prompts)[p] + 0.5 * rng.normal(size=raters)[r] + rng.normal(size=len(p)), p, r
+
+
+@pytest.mark.parametrize(("prompts", "raters", "share"), [(12, 7, 1.0), (9, 20, 0.6)])
+def test_two_way_is_the_sandwich_of_indicators(prompts: int, raters: int, share: float) -> None:
+    x, p, r = crossed(prompts, raters, 0, share)
+    e = np.outer(x - x.mean(), x - x.mean()) / len(x) ** 2
+    same_p, same_r = p[:, None] == p, r[:, None] == r
+    first, second, both = (
+        (e * same).sum() * g / (g - 1) for same, g in ((same_p, prompts), (same_r, raters), (same_p & same_r, len(x)))
+    )
+    found = two_way(x, p.tolist(), [f"rater {i}" for i in r])
+    assert found.value == pytest.approx(x.mean())
+    assert found.error == pytest.approx(math.sqrt(max(first, second, first + second - both)))
+    assert (found.freedom, found.count) == (min(prompts, raters) - 1, len(x))
+    half = student_quantile(found.freedom) * found.error
+    assert (found.low, found.high) == pytest.approx((x.mean() - half, x.mean() + half))
+    assert student_p(half / found.error, found.freedom) == pytest.approx(0.05)
+
+
+def test_two_way_is_student_s_where_nothing_is_shared() -> None:
+    x = np.random.default_rng(0).normal(1, 2, size=25)
+    found = two_way(x, range(25), range(25))
+    assert found.error == pytest.approx(x.std(ddof=1) / 5)
+    assert found.freedom == 24
+    assert found.p() == student_p(x.mean() / found.error, 24)
+    assert found.p(found.low) == pytest.approx(0.05)
+
+
+def test_two_way_of_the_same_answers_twice_is_no_surer() -> None:
+    x, p, r = crossed(10, 8, 1)
+    once, twice = two_way(x, p, r), two_way(np.repeat(x, 2), np.repeat(p, 2), np.repeat(r, 2))
+    assert twice.error == pytest.approx(once.error)
+    assert twice.count == 2 * once.count
+
+
+def test_two_way_leaves_out_a_kind_of_one_cluster() -> None:
+    x, p, _ = crossed(10, 4, 2)
+    means = np.bincount(p, x) / 4
+    for found in (two_way(x, p, np.zeros(40, int)), two_way(x, np.zeros(40, int), p)):
+        assert found.error == pytest.approx(means.std(ddof=1) / math.sqrt(10))
+        assert found.freedom == 9
+    assert two_way([1, 3], "aa", "bb") == Clustered(2, None, None, 2, None, 0)
+    assert two_way([1, 3], "aa", "bb").p() is None
+    assert two_way([1, 1], "ab", "ab").p() == 0
+    assert two_way([1, 1], "ab", "ab").p(1) == 1
 
 
 # distances

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from tiny import Outcome
 
 import experiments.run.cli
-from experiments import subset
+import experiments.subset
 from experiments.files import CONF
+from experiments.metrics import subset
 from experiments.metrics.features import frechet_distance, gaussian
 from experiments.run import build
 from experiments.run.prompts import Prompt, read_prompts, suite
@@ -41,6 +42,8 @@ FILES = {
         [CAT, DOG],
     ),
     "one.jsonl": ('{"prompt": "a dog", "seed": 0, "objects": ["dog"]}', [Prompt("a dog", "", 0, ("dog",))]),
+    "separator.txt": ("a\u2028cat\x0c, sitting\n", [Prompt("a\u2028cat\x0c, sitting")]),
+    "empty.jsonl": ('{"prompt": "a dog", "negative_prompt": ""}', [Prompt("a dog", "")]),
     "separator.jsonl": ('{"prompt": "a\u2028cat"}\n', [Prompt("a\u2028cat")]),
     "commas.csv": ('prompt,negative_prompt,seed\n"a cat, sitting",,\na dog,blurry,7\n', [CAT, DOG]),
     "erasure.csv": (
@@ -77,7 +80,10 @@ def test_file(tmp_path: Path, name: str) -> None:
     path.write_bytes(text.encode())
     assert read_prompts(path) == prompts
     assert read_prompts(path, "", 1) == prompts[:1]
-    assert read_prompts(path, "dark") == [Prompt(p.text, p.negative or "dark", p.seed, p.objects) for p in prompts]
+    own = '"negative_prompt": ""' in text  # an explicit empty one stays
+    negative = [p.negative if own else p.negative or "dark" for p in prompts]
+    asked = [Prompt(p.text, n, p.seed, p.objects) for p, n in zip(prompts, negative, strict=True)]
+    assert read_prompts(path, "dark") == asked
     # what a file holds is what counts, but for plain text
     if not name.endswith(".txt"):
         assert read_prompts(path.rename(tmp_path / "prompts")) == prompts
@@ -344,7 +350,7 @@ def choose(
         capsys.readouterr()
         status = 0
         try:
-            experiments.run.cli.run(subset.main, "subset")
+            experiments.run.cli.run(experiments.subset.main, "subset")
         except SystemExit as stop:
             status = stop.code
         return Outcome(status, *capsys.readouterr())

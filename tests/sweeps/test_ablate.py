@@ -16,11 +16,15 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 from tiny import Outcome
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from experiments.files import CONF
+from experiments.sweeps.entry import folders
 from experiments.sweeps.folder import Begun, open_sweep
+from experiments.sweeps.progress import state_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:'experiments.ablate' found in sys.modules:RuntimeWarning")
 
@@ -188,7 +192,7 @@ def lines(cell: Path) -> list[dict]:
 
 
 def test_folder_of_a_sweep(whole: Path) -> None:
-    assert {p.name for p in whole.iterdir()} == {*CELLS, "sweep.json", "multirun.yaml", "report.html"}
+    assert {p.name for p in whole.iterdir()} == {*CELLS, ".lock", "sweep.json", "multirun.yaml", "report.html"}
     sweep = open_sweep(whole)
     assert [cell.name for cell in sweep.cells] == CELLS
     for cell in sweep.cells:
@@ -196,8 +200,9 @@ def test_folder_of_a_sweep(whole: Path) -> None:
         assert cell.error is None
         assert len(cell.records) == 24
         assert {p.name for p in cell.folder.iterdir()} == {
-            ".hydra", "cell.json", "grid.png", "images", "latents.safetensors", "metrics", "run.json", "samples.jsonl"
-        }  # fmt: skip
+            *(".hydra", ".lock", "cell.json", "grid.png", "images"),
+            *("latents.safetensors", "metrics", "run.json", "samples.jsonl"),
+        }
         assert cell.estimate("effective_scale")["value"] == pytest.approx(cell.axes["guidance.scale"], rel=1e-3)
     assert sweep.command.startswith("python -m experiments.ablate -m ")
     assert sweep.config["prompt"] == "a cat"
@@ -298,6 +303,29 @@ def test_a_sweep_of_another_config_is_refused_and_more_values_are_not(
     assert content(tmp_path) == before
     assert ablate("n=1", "guidance.scale=1,2", "sampler.eta=0,1").status == 0
     assert [cell.name for cell in open_sweep(tmp_path / "sweep").cells] == ["1,0", "1,1", "2,0", "2,1"]
+
+
+def test_hydra_s_own_folder_is_the_sweep_s_and_a_bar_shows_all_of_it(
+    ablate: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    outcome = ablate("n=2", "guidance.scale=1,-3,3", "sampler.eta=0", "hydra.sweep.dir=elsewhere")
+    assert outcome.status == 1
+    assert not (tmp_path / "sweep").exists()
+    assert "the report: elsewhere/report.html" in outcome.out
+    sweep = open_sweep(tmp_path / "elsewhere")
+    assert [cell.name for cell in sweep.cells if not cell.error] == ["1,0", "3,0"]
+    bar = [line for line in re.split(r"[\r\n]+", outcome.err) if line.startswith("sweep: ")]
+    assert bar[0].startswith("sweep: 0 of 3 cells") and "sweep: 1 of 3 cells, 2 pictures  33%" in " ".join(bar)
+    assert bar[-1].startswith("sweep: 3 of 3 cells, 1 failed, 4 pictures 100%")
+    assert state_of(tmp_path / "elsewhere") == "sweep: 3 of 3 cells, 1 failed, 4 pictures"
+    assert [line for line in outcome.err.splitlines() if line.startswith("error in job")]  # on a line of its own
+
+
+@pytest.mark.parametrize(("folder", "sweep"), [("out/1,0", "out"), ("elsewhere", "elsewhere")])
+def test_a_single_run_is_of_the_sweep_in_out_or_of_its_own(tmp_path: Path, folder: str, sweep: str) -> None:
+    cfg = OmegaConf.create({"out": str(tmp_path / "out"), "cell": "1,0"})
+    hydra = OmegaConf.create({"mode": RunMode.RUN, "runtime": {"output_dir": str(tmp_path / folder)}})
+    assert folders(cfg, hydra) == (tmp_path / sweep, tmp_path / folder)
 
 
 def test_a_sweep_is_a_group_of_wandb_and_a_cell_a_run(

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from experiments.sweeps.claims import HOLDS, NOT, UNTOLD, verdicts
+from experiments.metrics.estimates import student_quantile
+from experiments.sweeps.claims import HOLDS, NOT, UNTOLD, holm, verdicts
 from experiments.sweeps.folder import open_sweep
+from experiments.sweeps.provenance import not_alike
 
 Scores = list[float]
 
@@ -171,3 +174,171 @@ def test_a_claim_written_wrongly(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="higher, rising, lower, falling"):
         verdicts(sweep)
+
+
+NEW_AND_OLD = {"say": "x", "measure": "m", "expect": "higher", "here": {"method": "new"}, "there": {"method": "old"}}
+
+
+def pairs_of(*names: str, shift: float = 1.0) -> list[tuple[dict, dict[str, Scores | float]]]:
+    """Two methods at each value of the axis `pair`; all scores of the new one are higher."""
+    methods = {"old": BASE, "new": [v + shift for v in BASE]}
+    return [({"pair": pair, "method": m}, {"m": list(scores)}) for pair in names for m, scores in methods.items()]
+
+
+def told_in(folder: Path, cells: list[tuple[dict, dict]], **changes: Any) -> Any:
+    (found,) = verdicts(open_sweep(make_sweep(folder, cells, [NEW_AND_OLD | changes])))
+    return found
+
+
+def test_a_partly_measured_claim_names_the_cell_and_is_not_told(tmp_path: Path) -> None:
+    cells = pairs_of("a", "b")
+    assert told_in(tmp_path / "whole", cells).verdict == HOLDS
+    cells[1] = (cells[1][0], {})
+    found = told_in(tmp_path / "part", cells)
+    assert (found.verdict, found.p) == (UNTOLD, None)
+    assert "m was not measured in a_new" in found.note
+    assert found.found.endswith("40 pairs")  # what there is, without a verdict
+    found = told_in(tmp_path / "alone", cells[:1] + cells[2:])
+    assert found.verdict == UNTOLD and "no counterpart of a_old" in found.note
+    found = told_in(tmp_path / "listed", pairs_of("a", "b"), here={"method": ["new", "newer"]})
+    assert found.verdict == UNTOLD and "missing at method newer" in found.note
+
+
+def test_pictures_that_one_side_did_not_measure(tmp_path: Path) -> None:
+    cells = pairs_of("a")
+    cells[0][1]["m"] = BASE[:30]
+    found = told_in(tmp_path, cells)
+    assert found.verdict == UNTOLD
+    assert "10 pictures of a_new and a_old were measured in one of them alone" in found.note
+
+
+def test_planned_cells_that_were_not_begun_keep_a_claim_from_being_told(tmp_path: Path) -> None:
+    make_sweep(tmp_path, pairs_of("a"), [NEW_AND_OLD])
+    overrides = 'hydra: {sweeper: {params: {pair: "a,b", method: "old,new"}}, overrides: {task: [experiment=toy]}}'
+    (tmp_path / "multirun.yaml").write_text(overrides)
+    (found,) = verdicts(open_sweep(tmp_path))
+    assert found.verdict == UNTOLD and "m was not measured in b,new, b,old" in found.note
+
+
+def with_records(sweep: Path, prompts: dict[str, str], seeds: int, unit: str = "pictures") -> Path:
+    """Gives every cell its pictures' records: image k has seed k % seeds, and the prompt of its cell's axis `pair`."""
+    for file in sweep.rglob("cell.json"):
+        pair, lines = json.loads(file.read_text())["axes"]["pair"], []
+        (file.parent / "images").mkdir()
+        for k in range(len(BASE)):
+            prompt = f"{prompts[pair]} {k // seeds}"
+            lines.append(json.dumps({"file": f"images/{k}.png", "prompt": prompt, "seed": k % seeds}) + "\n")
+            (file.parent / "images" / f"{k}.png").touch()
+        (file.parent / "samples.jsonl").write_text("".join(lines))
+        for metric in file.parent.glob("metrics/*.json"):
+            metric.write_text(json.dumps({**json.loads(metric.read_text()), "bootstrap": {"unit": unit}}))
+    return sweep
+
+
+def differing(*names: str) -> list[tuple[dict, dict]]:
+    """Like `pairs_of`, but the differences vary by picture, alike in all pairs."""
+    return [
+        ({"pair": p, "method": m}, {"m": BASE if m == "new" else [0.0] * 40}) for p in names for m in ("old", "new")
+    ]
+
+
+def interval_of(found: Any) -> list[float]:
+    return [float(word) for word in found.found.partition("(")[2].partition(")")[0].split(" to ")]
+
+
+def student(mean: float, variance: float, freedom: int) -> list[float]:
+    margin = student_quantile(freedom) * variance**0.5
+    return [pytest.approx(mean - margin, rel=5e-3), pytest.approx(mean + margin, rel=5e-3)]
+
+
+def test_a_picture_that_repeats_under_other_settings_is_one_cluster(tmp_path: Path) -> None:
+    """Under four wrappers the interval is that under one, and not half as wide; other prompts are other clusters."""
+    values = np.array(BASE)
+    expected = student(values.mean(), values.var(ddof=1) / 40, 39)
+    for n, names in enumerate(("a", "abcd")):
+        sweep = make_sweep(tmp_path / names, differing(*names), [NEW_AND_OLD])
+        (found,) = verdicts(open_sweep(with_records(sweep, dict.fromkeys(names, "one"), 40)))
+        assert interval_of(found) == expected
+        assert found.found.endswith(f"{[40, 160][n]} pairs")
+    assert found.note.startswith("of 40 prompts and seeds, higher in")
+    sweep = make_sweep(tmp_path / "other", differing(*"abcd"), [NEW_AND_OLD])
+    (found,) = verdicts(open_sweep(with_records(sweep, {name: name for name in "abcd"}, 40)))
+    assert interval_of(found) == student(values.mean(), np.tile(values, 4).var(ddof=1) / 160, 159)
+
+
+def test_claims_follow_the_bootstrap_s_unit(tmp_path: Path) -> None:
+    """8 prompts x 5 seeds: by pictures 40 clusters, by prompts V_prompts + V_seeds - V_pictures with 4 degrees."""
+    values = np.array(BASE).reshape(8, 5)
+    found = {}
+    for unit in ("pictures", "prompts"):
+        sweep = with_records(make_sweep(tmp_path / unit, differing("a"), [NEW_AND_OLD]), {"a": "one"}, 5, unit)
+        found[unit] = interval_of(verdicts(open_sweep(sweep))[0])
+    mean, both = values.mean(), values.var(ddof=1) / 40
+    by_prompt, by_seed = (values.mean(axis=axis).var(ddof=1) / values.shape[1 - axis] for axis in (1, 0))
+    assert found["pictures"] == student(mean, both, 39)
+    assert found["prompts"] == student(mean, max(by_prompt, by_seed, by_prompt + by_seed - both), 4)
+    assert found["prompts"] != found["pictures"]
+
+
+def test_estimates_of_the_same_pictures_are_not_independent(tmp_path: Path) -> None:
+    """Each difference has a half-interval of sqrt(2); of four of the same pictures the mean's is as wide."""
+    cells = [({"pair": p, "method": m}, {"m": 5.0 if m == "new" else 2.0}) for p in "abcd" for m in ("old", "new")]
+    for prompts, half in ((dict.fromkeys("abcd", "one"), 2**0.5), ({p: p for p in "abcd"}, 2**0.5 / 2)):
+        sweep = with_records(make_sweep(tmp_path / str(half), cells, [NEW_AND_OLD]), prompts, 40)
+        assert interval_of(verdicts(open_sweep(sweep))[0]) == pytest.approx([3 - half, 3 + half], abs=5e-3)
+
+
+def with_settings(sweep: Path, settings: dict[str, dict[str, Any]]) -> Path:
+    for name, values in settings.items():
+        file = sweep / name / "metrics" / "m.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "settings": values}))
+    return sweep
+
+
+def test_cells_measured_otherwise_are_not_pooled(tmp_path: Path) -> None:
+    """Ten pictures against twenty are named; the objects, which the axis `pair` sets, may differ."""
+    settings = {f"{p}_{m}": {"pictures": 10, "objects": [p, "x"]} for p in "ab" for m in ("old", "new")}
+    sweep = with_settings(make_sweep(tmp_path / "alike", pairs_of("a", "b"), [NEW_AND_OLD]), settings)
+    assert verdicts(open_sweep(sweep))[0].verdict == HOLDS
+    assert not_alike(open_sweep(sweep)) == []
+    settings["a_old"] = settings["a_new"] = {"pictures": 20, "objects": ["a", "x"]}
+    sweep = with_settings(make_sweep(tmp_path / "mixed", pairs_of("a", "b"), [NEW_AND_OLD]), settings)
+    (found,) = verdicts(open_sweep(sweep))
+    line = "m was not measured alike: settings.pictures is 20 in a_new, a_old, and 10 in b_new, b_old"
+    assert (found.verdict, found.found, found.note) == (UNTOLD, "", line)
+    assert not_alike(open_sweep(sweep)) == [line]
+
+
+def test_other_commits_are_named_and_told(tmp_path: Path) -> None:
+    sweep = make_sweep(tmp_path, pairs_of("a"), [NEW_AND_OLD])
+    file = sweep / "a_old" / "metrics" / "m.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "commit": "c0ffee"}))
+    assert verdicts(open_sweep(sweep))[0].verdict == HOLDS
+    assert not_alike(open_sweep(sweep)) == ["cells were measured at several commits: None in a_new; c0ffee in a_old"]
+
+
+def test_opposite_signs_are_named_and_told_apart(tmp_path: Path) -> None:
+    cells = [*pairs_of("a", "b", shift=1.0), *pairs_of("c", shift=-0.5)]
+    found = told_in(tmp_path / "pooled", cells)
+    assert found.verdict == HOLDS and "the other way in c_new" in found.note
+    sweep = make_sweep(tmp_path / "each", cells, [NEW_AND_OLD | {"each": "pair"}])
+    assert {v.say: v.verdict for v in verdicts(open_sweep(sweep))} == {"x (a)": HOLDS, "x (b)": HOLDS, "x (c)": NOT}
+
+
+def test_holm_corrects_for_the_number_of_claims(tmp_path: Path) -> None:
+    assert holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
+    claims = [NEW_AND_OLD | {"measure": "m/twice"}, NEW_AND_OLD, NEW_AND_OLD | {"measure": "n"}]
+    cells = [({"method": "old"}, {"m": BASE}), ({"method": "new"}, {"m": shifted(0.01)})]
+    first, second, third = verdicts(open_sweep(make_sweep(tmp_path, cells, claims)))
+    differences = np.array(shifted(0.01)) - BASE
+    t = differences.mean() / (differences.std(ddof=1) / 40**0.5)
+    assert first.p == second.p == pytest.approx(2 * scipy.stats.t.sf(abs(t), 39))
+    assert first.holm == min(1.0, 2 * first.p)
+    assert third.p is third.holm is None
+
+
+@pytest.mark.parametrize("claim", [{"there": {}, "than": "m"}, {"wher": {}}, {"curve": {}, "free": [], "at": "worst"}])
+def test_a_claim_is_of_one_kind_and_has_no_other_fields(tmp_path: Path, claim: dict) -> None:
+    sweep = make_sweep(tmp_path, pairs_of("a"), [{"say": "x", "measure": "m", "expect": "higher", "here": {}, **claim}])
+    with pytest.raises(ValueError, match="^claim"):
+        verdicts(open_sweep(sweep))

@@ -7,11 +7,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from experiments import ablate
 from experiments.files import CONF
 from experiments.run import build
 from experiments.sweeps import folder as sweeps
+from experiments.sweeps.cells import chosen, drawn_keys
 from experiments.sweeps.claims import SIGNS
+from experiments.sweeps.entry import resolved
 from samplers import Schedule
 
 NAMES = sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")} - {"grid"})  # which has no axes of its own
@@ -50,12 +51,12 @@ def test_every_cell_composes(name: str, subject: str) -> None:
         assert cfg.claim
         if cfg.study is None:
             guidance = build.guidance(cfg.guidance)
-            build.stretches(guidance, Schedule().steps(cfg.sampler.steps))
-            drawn = OmegaConf.create({key: ablate.plain(cfg.get(key)) for key in ablate.DRAWN})
+            build.stages(guidance, Schedule().steps(cfg.sampler.steps))
+            drawn = OmegaConf.create({key: resolved(cfg.get(key)) for key in drawn_keys()})
             assert build.seeds(drawn)
-            suite = ablate.plain(cfg.suite)[subject]
+            suite = resolved(cfg.suite)[subject]
             assert suite is None or (CONF / "prompts" / f"{suite}.yaml").is_file()
-            for metric, settings in ablate.chosen(cfg).items():
+            for metric, settings in chosen(cfg).items():
                 assert callable(build.create(settings, metric).measure)
         else:
             assert callable(build.create(cfg.study, "study").measure)
@@ -66,7 +67,7 @@ def test_page_and_claims_speak_of_what_is_swept_and_measured(name: str) -> None:
     cfg = composed(name, "emoji")
     axes = set(OmegaConf.to_container(cfg.hydra.sweeper.params))
     measured = {name} if cfg.study is not None else {*cfg.measures.emoji, *cfg.measures.photo}
-    page, claims = ablate.plain(cfg.page), ablate.plain(cfg.claims)
+    page, claims = resolved(cfg.page), resolved(cfg.claims)
     assert {page["x"], page["by"]} - {None} <= axes
     spoken = [measure for curve in page["curves"] for measure in curve["measures"]] + page.get("frontier", [])
     spoken += [claim[key] for claim in claims for key in ("measure", "than") if key in claim]

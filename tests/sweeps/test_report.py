@@ -23,10 +23,9 @@ from experiments.files import write
 from experiments.metrics.measuring import store
 from experiments.pictures import save_png
 from experiments.run.folder import Run
-from experiments.sweeps.figures import Interval, by_step, draw_frontier, draw_lines, frontier, lines, mean
+from experiments.sweeps.figures import ErrorBar, by_step, draw_frontier, draw_lines, frontier, lines, mean_bar
 from experiments.sweeps.folder import open_sweep
-from experiments.sweeps.page import rounded, whole
-from experiments.sweeps.page import write as write_page
+from experiments.sweeps.page import rounded, whole, write_page
 
 PROMPTS = ["a cat <script>alert(1)</script> & a dog", "a fish"]
 SCALES, METHODS = [2, 10.5, "joint"], ["cfg", "other"]
@@ -206,7 +205,7 @@ def test_curves_plot_the_stored_numbers(sweep: Path) -> None:
     for line in plotted:
         stored = [found(line.label, scale)["details"]["both"] for scale in SCALES]
         assert [p.x for p in line.points] == SCALES
-        assert [p.at for p in line.points] == [Interval(e["value"], e["low"], e["high"]) for e in stored]
+        assert [p.at for p in line.points] == [ErrorBar(e["value"], e["low"], e["high"]) for e in stored]
 
 
 def test_a_curve_may_be_the_mean_over_an_axis(sweep: Path) -> None:
@@ -217,15 +216,15 @@ def test_a_curve_may_be_the_mean_over_an_axis(sweep: Path) -> None:
         assert point.at.value == (a.at.value + b.at.value) / 2
         below = [one.at.value - one.at.low for one in (a, b)]
         assert point.at.value - point.at.low == pytest.approx((below[0] ** 2 + below[1] ** 2) ** 0.5 / 2)
-    assert mean([Interval(1.0, 0.5, 2.0), Interval(None, None, None)]) == Interval(1.0, 0.5, 2.0)
-    assert mean([Interval(1.0, None, None), Interval(3.0, 2.0, 4.0)]) == Interval(2.0, None, None)
+    assert mean_bar([ErrorBar(1.0, 0.5, 2.0), ErrorBar(None, None, None)]) == ErrorBar(1.0, 0.5, 2.0)
+    assert mean_bar([ErrorBar(1.0, None, None), ErrorBar(3.0, 2.0, 4.0)]) == ErrorBar(2.0, None, None)
 
 
 def test_what_was_not_measured_is_a_gap(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path / "sweep")
     (folder / "cfg,10.5/metrics/judge.json").unlink()
     plotted = lines(whole(open_sweep(folder)), ["judge/both"])
-    assert plotted[0].points[1].at == Interval(None, None, None)
+    assert plotted[0].points[1].at == ErrorBar(None, None, None)
     assert "<svg" in draw_lines(plotted, "scale", "").light.decode()
 
 

@@ -1,0 +1,33 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from guidance.branch import Branch, check_number
+from guidance.mix import Linear, Mix, mixed
+from ldm.condition import Conditions
+from samplers.predict import Denoised
+from samplers.schedule import Step
+
+
+@dataclass(frozen=True)
+class CFGPlusPlus:
+    """CFG++ (Chung et al. 2024, arXiv 2406.08070, algorithm 2): guided x_0, and the noise of the negative pass.
+
+    x_0 = u + lambda (c - u), and the sampler goes on with u's eps: any sampler does. Linear, so in any space; two
+    passes. Under DDIM it is classifier-free guidance at g = lambda sigma / (sigma - sigma'), the step ending at sigma'.
+    scale  lambda, 0 to 1; the authors compare 0.6 with g 7.5 and 1 with 12.5, on Stable Diffusion 1.5
+    mix    the rule that applies the difference
+    """
+
+    scale: float = 0.6
+    mix: Mix = Linear()
+
+    def __post_init__(self) -> None:
+        check_number("scale", self.scale, most=1)
+
+    def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
+        return {"cond": Branch(conditions.cond), "negative": Branch(conditions.negative)}
+
+    def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
+        guided = mixed(self.mix, x_0["cond"], x_0["negative"], self.scale, x_t, step)
+        return Denoised(guided, step.now.eps(x_t, x_0["negative"]))

@@ -1,0 +1,154 @@
+"""Every mix rule with every weak pass, and everything around everything, for three steps."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from small import CONDITIONS, NOISE, PROMPTS, networks, relative, small_unet
+from torch import Tensor
+
+from guidance import (
+    AdaptiveProjected,
+    AttendAndExcite,
+    AttentionTemperature,
+    Autoguidance,
+    CFGPlusPlus,
+    ClassifierFree,
+    ConditionAnnealed,
+    DegradedCondition,
+    DynamicThreshold,
+    FreeU,
+    FrequencyDecoupled,
+    IndependentCondition,
+    Interval,
+    Linear,
+    Mix,
+    Momentum,
+    Multistage,
+    OptimizedScale,
+    PerturbedAttention,
+    Probe,
+    Rescale,
+    Scheduled,
+    SegmentationFree,
+    SelfAttentionGuidance,
+    SlidingMode,
+    SmoothedEnergy,
+    SparseCross,
+    SpatiallyAdaptive,
+    Stage,
+    Tangential,
+    guided,
+)
+from guidance.branch import Guidance
+from guidance.edits import record
+from ldm.condition import Condition, Conditions
+from ldm.unet import UNet
+from samplers import KeyedNoise, Schedule
+
+STEPS = Schedule().steps(3)
+ONE = slice(0, 1)
+
+
+def encode(prompt: str) -> Condition:
+    return (PROMPTS[prompt] if prompt else CONDITIONS.negative).rows(ONE)
+
+
+TOLD = Conditions(CONDITIONS.cond.rows(ONE), CONDITIONS.negative.rows(ONE), encode, KeyedNoise([5]))
+
+RULES: dict[str, Mix] = {
+    "apg": AdaptiveProjected(threshold=1.0),
+    "tcfg": Tangential(),
+    "cfg_zero": OptimizedScale(),
+    "fdg": FrequencyDecoupled(),
+    "samg": SpatiallyAdaptive(),
+    "smc": SlidingMode(gain=0.1),
+}
+WEAK: dict[str, Callable[[Mix], Guidance]] = {
+    "cfg": lambda mix: ClassifierFree(3, mix),
+    "segmentation_free": lambda mix: SegmentationFree(3, 1, sf_scale=3, mix=mix),
+    "pag": lambda mix: PerturbedAttention(ClassifierFree(2), 3, mix=mix),
+    "seg": lambda mix: SmoothedEnergy(ClassifierFree(1), 3, mix=mix),
+    "sag": lambda mix: SelfAttentionGuidance(ClassifierFree(2), 2, mix=mix),
+    "autoguidance": lambda mix: Autoguidance(2, mix),
+    "icg": lambda mix: IndependentCondition(3, mix),
+    "cdg": lambda mix: DegradedCondition(3, mix),
+    "cfg_pp": lambda mix: CFGPlusPlus(0.6, mix),
+}
+AROUND: dict[str, Callable[[Guidance], Guidance]] = {
+    "stages": lambda inner: Multistage((Stage("a dragon", 1), Stage("a fish", 2)), inner),
+    "stage": lambda inner: Multistage((Stage("a dragon", 2, inner), Stage(None, 1, SegmentationFree(3, 0)))),
+    "interval": lambda inner: Interval(inner, 0.3, 1.0),
+    "rescale": Rescale,
+    "probe": lambda inner: Probe(inner, record(lambda site, weights: None)),
+    "scheduled": Scheduled,
+    "dynamic_threshold": DynamicThreshold,
+    "momentum": Momentum,
+    "cads": ConditionAnnealed,
+    "pladis": SparseCross,
+    "temperature": AttentionTemperature,
+    "freeu": FreeU,
+    "pag": PerturbedAttention,
+    "seg": SmoothedEnergy,
+    "sag": SelfAttentionGuidance,
+    "attend_and_excite": lambda inner: AttendAndExcite(inner, step_size=1.0, downscale=2, rounds=1),
+}
+
+
+@pytest.fixture(scope="module")
+def both() -> dict[str, UNet]:
+    weak = small_unet()
+    with torch.no_grad():
+        weak.conv_out.weight.mul_(0.5)
+    return {"main": small_unet(), "weak": weak}
+
+
+def sampled(both: dict[str, UNet], guidance: Guidance) -> Tensor:
+    with torch.no_grad():
+        denoise, x = guided(networks(both), guidance, TOLD), NOISE[ONE]
+        for step in STEPS:
+            x = step.to.x_t(*denoise(x, step))
+    assert x.isfinite().all() and x.norm() < 100 * NOISE[ONE].norm()
+    return x
+
+
+@pytest.mark.parametrize("weak", WEAK.values(), ids=WEAK)
+def test_every_rule_with_every_weak_pass(both: dict[str, UNet], weak: Callable[[Mix], Guidance]) -> None:
+    pictures = [sampled(both, weak(mix)) for mix in (Linear(), *RULES.values())]
+    for i, one in enumerate(pictures):
+        for other in pictures[:i]:
+            assert relative(one, other) > 1e-4
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+def test_everything_around_them(both: dict[str, UNet], around: Callable[[Guidance], Guidance]) -> None:
+    """Stages, intervals, corrections, weak passes and edits: with rules that remember, a second round, and stages."""
+    inner = SelfAttentionGuidance(SmoothedEnergy(ClassifierFree(3, RULES["apg"]), 2, ("up_blocks",), mix=RULES["smc"]))
+    for within in (inner, SegmentationFree(3, 1, sf_scale=3, mix=RULES["tcfg"]), WEAK["cfg_pp"](RULES["fdg"])):
+        if within is inner and around in (SmoothedEnergy, SelfAttentionGuidance):
+            within = inner.inner.inner  # a pass of a name of its own
+        assert torch.equal(sampled(both, around(within)), sampled(both, around(within)))
+    assert not RULES["apg"].memory and not RULES["smc"].memory and not inner.maps
+
+
+TELLING_ANOTHER = {"pladis", "temperature", "freeu", "cads", "stages", "stage"}  # than the prompt's plain pass
+
+
+@pytest.mark.parametrize("name", sorted(AROUND.keys() - TELLING_ANOTHER))
+def test_outside_an_interval_each_is_the_conditional_alone(both: dict[str, UNet], name: str) -> None:
+    nothing = sampled(both, Interval(AROUND[name](ClassifierFree(3)), 0.0, 0.0))
+    assert relative(nothing, sampled(both, ClassifierFree(1))) < 1e-5
+
+
+def test_stages_with_a_guidance_each(both: dict[str, UNet]) -> None:
+    """A stage of each of three kinds is what they do one after another."""
+    kinds = [WEAK["pag"](RULES["apg"]), WEAK["sag"](RULES["samg"]), WEAK["segmentation_free"](RULES["tcfg"])]
+    prompts = ["a dragon", "a fish", None]
+    x = NOISE[ONE]
+    with torch.no_grad():
+        for step, kind, prompt in zip(STEPS, kinds, prompts, strict=True):
+            told = TOLD if prompt is None else replace(TOLD, cond=encode(prompt))
+            x = step.to.x_t(*guided(networks(both), kind, told)(x, step))
+    stages = [Stage(prompt, 1, kind) for prompt, kind in zip(prompts, kinds, strict=True)]
+    assert torch.equal(sampled(both, Multistage(tuple(stages))), x)

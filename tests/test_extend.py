@@ -41,7 +41,7 @@ class Between:
         return x_0["none"] + 3 * (mixed - x_0["none"])
 
 
-def euler(
+def tangent(
     denoise: Denoise, x_T: Tensor, steps: Sequence[Step], noise: Noise | None = None, strength: float = 1.0
 ) -> Iterator[tuple[Step, Tensor, Tensor]]:
     """The probability-flow ODE in sigma, by Euler's method: another way to write DDIM."""
@@ -58,7 +58,7 @@ def sample(cli: Callable[..., Outcome], tiny_folder: Path, tmp_path: Path) -> Ca
     for group, name, text in [
         ("guidance", "between", "_target_: test_extend.Between\nother: ???\nweight: 0.5\n"),
         ("guidance", "toy", "_target_: ???\n"),
-        ("sampler", "euler", "_target_: test_extend.euler\nsteps: 6\nspacing: null\nfinal: null\nstrength: 1.0\n"),
+        ("sampler", "tangent", "_target_: test_extend.tangent\nsteps: 6\nspacing: null\nfinal: null\nstrength: 1.0\n"),
     ]:
         (tmp_path / "conf" / group).mkdir(parents=True, exist_ok=True)
         (tmp_path / "conf" / group / f"{name}.yaml").write_text(text)
@@ -86,13 +86,13 @@ def test_own_guidance_and_sampler(sample: Callable[..., Tensor]) -> None:
         x = a_s.sqrt() * (x - (1 - a_t).sqrt() * eps) / a_t.sqrt() + (1 - a_s).sqrt() * eps
 
     mixed = ["guidance=between", "guidance.other='a cat'", "guidance.weight=0.25"]
-    for sampler in ("sampler=euler", "sampler.steps=6"):
+    for sampler in ("sampler=tangent", "sampler.steps=6"):
         assert (sample(*mixed, sampler) - x).norm() < 1e-4 * x.norm()
 
     # and it composes like the built-in ones
     stages = "guidance.inner.stages=[{prompt: a fish, steps: 3}, {prompt: a dog, steps: 3}]"
     nested = ["guidance=rescale", "guidance@guidance.inner=multistage", "guidance@guidance.inner.inner=between"]
-    settings = ["guidance.inner.inner.other='a cat'", "sampler=euler", "sampler.strength=0.9"]
+    settings = ["guidance.inner.inner.other='a cat'", "sampler=tangent", "sampler.strength=0.9"]
     assert torch.isfinite(sample(*nested, *settings, stages)).all()
 
 

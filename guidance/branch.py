@@ -135,7 +135,8 @@ def guided(
         groups = dict[tuple[str, bool], list[str]]()
         for name, branch in branches.items():
             if branch.network not in by_name:
-                raise Unfit(f"branch '{name}' needs a network '{branch.network}': there is {', '.join(by_name)}")
+                needed, there = branch.network, ", ".join(by_name)
+                raise Unfit(f"branch '{name}' needs a network '{needed}': there is {there}; networks.{needed} names it")
             groups.setdefault((branch.network, branch.gradient), []).append(name)
         x_0 = dict[str, Tensor]()
         for (_, gradient), names in groups.items():

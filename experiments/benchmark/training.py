@@ -24,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from experiments.benchmark import options
 from experiments.benchmark.timing import rounds
 from experiments.emoji.world import EmojiScenes, World, settings_of
 from experiments.files import CONF, write
@@ -172,14 +173,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark.training", description=__doc__)
-    parser.add_argument("--size", default="small", help="of conf/part: whose U-Net, text encoder and autoencoder")
-    parser.add_argument("--world", default="emoji_small", help="of conf/world")
-    parser.add_argument("--batch", type=int, default=64, help="scenes of a step")
-    parser.add_argument("--micro", type=int, default=64, help="scenes that the networks take at once")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path("outputs/benchmark"))
-    args = parser.parse_args()
+    args = options.training().parse_args()
     with TemporaryDirectory() as folder:
         found = measure(args, Path(folder))
     args.out.mkdir(parents=True, exist_ok=True)

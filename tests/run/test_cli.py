@@ -17,6 +17,7 @@ from experiments.run import help, settings
 from guidance import ClassifierFree, Interval, Multistage
 
 ROOT = CONF.parent
+BENCHMARKS = [f"benchmark.{name}" for name in ("growth", "loading", "overhead", "training")]
 VERBS = sorted(  # by their modules: every config of a verb is named by its module's last part
     ".".join(path.relative_to(ROOT / "experiments").with_suffix("").parts)
     for path in (ROOT / "experiments").rglob("*.py")
@@ -40,7 +41,9 @@ def no_torch(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{folder}:{ROOT}"}
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "benchmark", "benchmark.growth", "benchmark.loading", "benchmark.overhead"])
+@pytest.mark.parametrize(
+    "verb", [*VERBS, "benchmark", "benchmark.growth", "benchmark.loading", "benchmark.overhead", "benchmark.training"]
+)
 def test_help_needs_neither_torch_nor_a_group(verb: str, no_torch: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", f"experiments.{verb}", "--help"]
     done = subprocess.run(command, cwd=tmp_path, env=no_torch, capture_output=True, text=True)

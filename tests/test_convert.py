@@ -1,6 +1,5 @@
 """The verb convert: there and back, and what it refuses."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,9 +7,8 @@ import pytest
 import safetensors.torch
 import torch
 from reference import TINY_SD1, TINY_SD2, same_weights, tiny_model, write_diffusers_folder
+from tiny import Outcome
 
-import experiments.convert
-import experiments.run.cli
 from ldm import load_model
 from ldm.files.writing import write_folder
 
@@ -18,19 +16,12 @@ TINY = {"sd1": TINY_SD1, "sd2": TINY_SD2}
 
 
 @pytest.fixture
-def convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+def convert(cli: Callable[..., Outcome]) -> Callable[..., tuple[int, str]]:
     """convert(overrides...) -> exit status and standard error: the verb, in this process."""
 
     def run(*overrides: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["experiments/convert.py", *overrides])
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        capsys.readouterr()
-        status = 0
-        try:
-            experiments.run.cli.run(experiments.convert.main, "convert")
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, capsys.readouterr().err
+        outcome = cli("convert", *overrides)
+        return outcome.status, outcome.err
 
     return run
 

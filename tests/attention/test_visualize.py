@@ -1,7 +1,6 @@
 """Attention maps of words and the owners of patches, against loops; and the verb that draws them."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from safetensors import safe_open
 from tiny import Outcome, tiny_model
 from torch import Tensor
 
-import experiments.run.cli
-import experiments.visualize
 from experiments.attention.maps import Recorder, average, owner_map, word_maps, word_votes
 from guidance import ClassifierFree, Guidance, Interval, Multistage, Probe, SegmentationFree, guided
 from guidance.edits import record
@@ -118,19 +115,10 @@ def test_chosen_layers_and_the_words_of_the_stage_that_rules() -> None:
 
 
 @pytest.fixture
-def visualize(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_folder: Path) -> Callable:
+def visualize(cli: Callable[..., Outcome], tiny_folder: Path) -> Callable[..., Outcome]:
     def run(out: Path, *overrides: str) -> Outcome:
-        model = ["model=file", f"model.path={tiny_folder}"]
-        arguments = [*model, "sampler.steps=5", "columns=2", f"hydra.run.dir={out}", *overrides]
-        monkeypatch.setattr(sys, "argv", ["experiments/visualize.py", *arguments])
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        capsys.readouterr()
-        status = 0
-        try:
-            experiments.run.cli.run(experiments.visualize.main, "visualize")
-        except SystemExit as stop:
-            status = stop.code
-        return Outcome(status, *capsys.readouterr())
+        settings = ["model=file", f"model.path={tiny_folder}", "sampler.steps=5", "columns=2", f"hydra.run.dir={out}"]
+        return cli("visualize", *settings, *overrides)
 
     return run
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler
-from toy import SD, SHAPE, network, predicting, relative
+from reference import SCHEDULER as SD
+from toy import SHAPE, network, predicting, relative
 
 from experiments.studies.mixture import three
 from samplers import Denoised, Flow, ImageNoise, Schedule, Step, ddim, ddim_inverse

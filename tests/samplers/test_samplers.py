@@ -8,43 +8,20 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 from reference import ALPHA_BAR, DIFFUSERS_PREDICTION, SCHEDULER
 from torch import Tensor
+from toy import SHAPE, denoiser, network, predicting, relative
 
-from samplers import Denoised, Flow, ImageNoise, KeyedNoise, Level, Schedule, Step, as_x_0, ddim, ddpm, dpmpp_2m
+from samplers import Flow, ImageNoise, KeyedNoise, Level, Schedule, as_x_0, ddim, ddpm, dpmpp_2m
 from samplers.predict import Denoise
 from samplers.schedule import Noise
 
 SD = {**SCHEDULER, "clip_sample": False}
 SD_ALPHA_BAR = torch.from_numpy(ALPHA_BAR)
-SHAPE = (4, 8, 8)
 SCHEDULE = Schedule()
 ZERO_SNR = Schedule(zero_terminal_snr=True, spacing="trailing")
 
 
-def relative(a: Tensor, b: Tensor) -> float:
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
-
-
-def network(x_t: Tensor, t: float | Tensor, condition: object = None, edits: object = ()) -> Tensor:
-    """A stand-in for the U-Net: smooth, bounded, and dependent on position, timestep and every channel."""
-    t = torch.as_tensor(t).float()
-    return torch.tanh(x_t.roll(1, 1) * 0.7 + x_t.roll(1, 3) * 0.5 + torch.sin(t / 100) * 0.3)
-
-
 def in_float64(noise: Noise) -> Noise:
     return lambda: noise().double()
-
-
-def denoiser(x_0_of: Callable[[Tensor, Level], Tensor]) -> Denoise:
-    def denoise(x_t: Tensor, step: Step) -> Denoised:
-        x_0 = x_0_of(x_t, step.now)
-        return Denoised(x_0, step.now.eps(x_t, x_0))
-
-    return denoise
-
-
-def predicting(prediction: str) -> Denoise:
-    predict = as_x_0(network, prediction)
-    return denoiser(lambda x_t, level: predict(x_t, level, None))
 
 
 def diffusers_trajectory(

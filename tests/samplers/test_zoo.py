@@ -13,8 +13,10 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from reference import DIFFUSERS_PREDICTION
+from reference import SCHEDULER as SD
 from torch import Tensor
-from toy import DIFFUSERS_PREDICTION, SD, SHAPE, network, predicting, relative, steps_of
+from toy import SHAPE, network, predicting, relative, steps_of
 
 from samplers import ImageNoise, Schedule, dpmpp_2m, dpmpp_2m_sde, euler, euler_ancestral, heun, lms, plms, unipc
 

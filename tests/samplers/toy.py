@@ -11,8 +11,6 @@ from samplers.predict import Denoise
 from samplers.schedule import steps_through
 
 SHAPE = (4, 8, 8)
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-DIFFUSERS_PREDICTION = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 
 
 def network(x_t: Tensor, t: float | Tensor, condition: object = None, edits: object = ()) -> Tensor:

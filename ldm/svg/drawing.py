@@ -17,7 +17,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Path:
+class Subpath:
     """One connected outline. The last segment of a closed one ends at `start` exactly, so that closing is no luck."""
 
     start: Point
@@ -33,7 +33,7 @@ class Path:
 class Drawing:
     """Paths in a box of BOX x BOX: one filled shape by the nonzero rule, or lines of width `stroke` with round ends."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[Subpath, ...]
     stroke: float | None = None  # in units of the box; None: filled
 
 
@@ -49,7 +49,7 @@ def to_svg(drawing: Drawing) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}"><path d="{data}" {paint}/></svg>\n'
 
 
-def path_data(path: Path) -> str:
+def path_data(path: Subpath) -> str:
     """Returns the commands M, L, C, Z of a path. A straight line back to the start is Z alone."""
     back = path.closed and path.segments[-1].controls is None
     drawn = path.segments[:-1] if back else path.segments

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ldm.svg.drawing import Drawing, Path, Point, Segment
+from ldm.svg.drawing import Drawing, Point, Segment, Subpath
 
-SHORT = 0.01  # units of the box: a segment between nearer points is left out
+SHORT = 0.003  # units of the box: a segment between nearer points is left out
 FLAT = 0.005  # units of the box: a curve whose control points lie so near its chord is a line
 SLANT = 0.3  # what x counts beside y, where the uppermost point of a path is sought
 
 
-def flattened(path: Path, pieces: int = 8) -> list[Point]:
+def flattened(path: Subpath, pieces: int = 8) -> list[Point]:
     """Returns points along a path: its start, and of each segment its end, or `pieces` points of a curve."""
     points, here = [path.start], path.start
     for segment in path.segments:
@@ -45,17 +45,17 @@ def inside(point: Point, polygon: Sequence[Point]) -> bool:
     return sum(crossed) % 2 == 1
 
 
-def reversed_path(path: Path) -> Path:
+def reversed_path(path: Subpath) -> Subpath:
     """Returns a path drawn the other way round."""
     points = [path.start, *(segment.end for segment in path.segments)]
     segments = [
         Segment(before, None if segment.controls is None else segment.controls[::-1])
         for before, segment in zip(points, path.segments, strict=False)
     ]
-    return Path(points[-1], tuple(reversed(segments)), path.closed)
+    return Subpath(points[-1], tuple(reversed(segments)), path.closed)
 
 
-def oriented(paths: Sequence[Path]) -> list[Path]:
+def oriented(paths: Sequence[Subpath]) -> list[Subpath]:
     """Returns closed paths turned so that the nonzero rule fills what the even-odd rule did, if none cross.
 
     A path within an even number of others runs clockwise, one within an odd number counter-clockwise.
@@ -69,7 +69,7 @@ def oriented(paths: Sequence[Path]) -> list[Path]:
     return turned
 
 
-def middle(path: Path) -> Point:
+def middle(path: Subpath) -> Point:
     """Returns a point in the middle of a path's first segment."""
     one, two = path.start, path.segments[0].end
     controls = path.segments[0].controls
@@ -91,7 +91,7 @@ def canonical(drawing: Drawing) -> Drawing:
     return replace(drawing, paths=tuple(sorted(map(from_the_top, paths), key=lambda path: height(path.start))))
 
 
-def simplified(path: Path) -> Path | None:
+def simplified(path: Subpath) -> Subpath | None:
     """Returns a path without its short segments and with lines for flat curves; None if nothing is left."""
     here, segments = path.start, list[Segment]()
     for i, segment in enumerate(path.segments):
@@ -105,7 +105,7 @@ def simplified(path: Path) -> Path | None:
         here = segment.end
     if not segments or (path.closed and len(segments) < 2 and segments[0].controls is None):
         return None
-    return Path(path.start, tuple(segments), path.closed)
+    return Subpath(path.start, tuple(segments), path.closed)
 
 
 def distance(a: Point, b: Point) -> float:
@@ -121,19 +121,19 @@ def off_chord(point: Point, start: Point, end: Point) -> float:
     return ((u - along * x) ** 2 + (v - along * y) ** 2) ** 0.5
 
 
-def clockwise(path: Path) -> Path:
+def clockwise(path: Subpath) -> Subpath:
     """Returns a stroked path drawn clockwise if it is closed, from its upper end on if it is open."""
     backwards = area(flattened(path)) < 0 if path.closed else height(path.segments[-1].end) < height(path.start)
     return reversed_path(path) if backwards else path
 
 
-def from_the_top(path: Path) -> Path:
+def from_the_top(path: Subpath) -> Subpath:
     """Returns a closed path that starts at its uppermost point."""
     if not path.closed:
         return path
     first = min(range(len(path.segments)), key=lambda i: height(path.segments[i].end))
     segments = (*path.segments[first + 1 :], *path.segments[: first + 1])
-    return Path(path.segments[first].end, segments, closed=True)
+    return Subpath(path.segments[first].end, segments, closed=True)
 
 
 def height(point: Point) -> float:

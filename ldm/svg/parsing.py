@@ -1,7 +1,7 @@
 """SVG text to a Drawing. The text may come from anyone: nothing in it is fetched, run or expanded.
 
 The XML is read by expat, told to refuse document types and with them all entities; the geometry (path data, arcs,
-basic shapes, transforms) by svgelements. Colours and opacities are dropped; what is no plain outline is refused.
+basic shapes, transforms) by svgelements. Colours are dropped; what is no plain, opaque shape is refused.
 """
 
 import math
@@ -12,7 +12,7 @@ from xml.parsers import expat
 
 import svgelements
 
-from ldm.svg.drawing import BOX, Drawing, Path, Point, Segment
+from ldm.svg.drawing import BOX, Drawing, Point, Segment, Subpath
 from ldm.svg.geometry import oriented
 
 LONGEST = 200_000  # characters of an SVG text
@@ -117,6 +117,8 @@ def properties(element: Element) -> dict[str, str]:
             raise ValueError(f"attribute {name[:50]!r} runs or fetches something: only plain shapes are read")
         if name in REFUSED and value not in ("", "none", "xMidYMid", "xMidYMid meet"):
             raise ValueError(f"attribute {name!r}: not read, since it changes the shape")
+        if name.endswith("opacity") and value not in ("", "1"):
+            raise ValueError(f"attribute {name!r}: a drawing is opaque")
     return found
 
 
@@ -137,7 +139,7 @@ def view(attributes: dict[str, str]) -> svgelements.Matrix:
     return svgelements.Matrix(scale, 0, 0, scale, x, y)
 
 
-def painted(element: Element, style: Style) -> Iterator[tuple[list[Path], float | None]]:
+def painted(element: Element, style: Style) -> Iterator[tuple[list[Subpath], float | None]]:
     """Yields the paths of each visible shape in an element, and its stroke's width, None if it is filled."""
     if element.name in ("", *SILENT):
         return
@@ -248,7 +250,7 @@ def bounded(value: float) -> float:
 # --- from svgelements' segments to paths ------------------------------------------------------------------------------
 
 
-def connected(outline: svgelements.Path, matrix: svgelements.Matrix, filled: bool) -> Iterator[Path]:
+def connected(outline: svgelements.Path, matrix: svgelements.Matrix, filled: bool) -> Iterator[Subpath]:
     """Yields the connected paths of an outline in units of the box, closed if `filled`."""
     start: Point | None = None
     segments = list[Segment]()
@@ -264,7 +266,7 @@ def connected(outline: svgelements.Path, matrix: svgelements.Matrix, filled: boo
     yield from joined(start, segments, filled)
 
 
-def joined(start: Point | None, segments: list[Segment], closed: bool) -> Iterator[Path]:
+def joined(start: Point | None, segments: list[Segment], closed: bool) -> Iterator[Subpath]:
     """Yields the path of segments, if there are any, with the closing one that it lacks."""
     if start is None or not segments:
         return
@@ -272,7 +274,7 @@ def joined(start: Point | None, segments: list[Segment], closed: bool) -> Iterat
         last = segments[-1]
         near = math.dist(last.end, start) <= SNAP
         segments = [*segments[:-1], replace(last, end=start)] if near else [*segments, Segment(start)]
-    yield Path(start, tuple(segments), closed)
+    yield Subpath(start, tuple(segments), closed)
 
 
 def segments_of(piece: svgelements.PathSegment, matrix: svgelements.Matrix) -> list[Segment]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ldm.svg.drawing import BOX, Drawing, Path, Point, Segment
+from ldm.svg.drawing import BOX, Drawing, Point, Segment, Subpath
 
 END, MOVE, LINE, CURVE, CLOSE, CLOSE_CURVE = range(6)
 KINDS = 6
@@ -52,7 +52,7 @@ def encode_commands(drawing: Drawing, commands: int) -> Tensor:
     return sequence
 
 
-def path_rows(path: Path) -> Iterator[tuple[int, tuple[Point, ...]]]:
+def path_rows(path: Subpath) -> Iterator[tuple[int, tuple[Point, ...]]]:
     """Yields kind and points of each command of a path."""
     yield MOVE, (path.start,)
     for i, segment in enumerate(path.segments):
@@ -71,7 +71,7 @@ def decode_commands(sequence: Tensor, stroke: float | None = None) -> Drawing:
     """
     kinds = sequence[:, :KINDS].argmax(dim=1).tolist()
     numbers = (sequence[:, KINDS:].double() + 1) * (BOX / 2)
-    paths: list[Path] = []
+    paths: list[Subpath] = []
     start: Point = (0.0, 0.0)
     segments: list[Segment] | None = None  # of the path that is being drawn
     for kind, (x_1, y_1, x_2, y_2, x, y) in zip(kinds, numbers.tolist(), strict=True):
@@ -83,16 +83,16 @@ def decode_commands(sequence: Tensor, stroke: float | None = None) -> Drawing:
             closes = kind in (CLOSE, CLOSE_CURVE)
             segments.append(Segment(start if closes else (x, y), controls))
             if closes:
-                paths.append(Path(start, tuple(segments), closed=True))
+                paths.append(Subpath(start, tuple(segments), closed=True))
                 segments = None
         if kind == END:
             return Drawing(tuple(paths), stroke)
     return Drawing((*paths, *ended(start, segments, stroke)), stroke)
 
 
-def ended(start: Point, segments: list[Segment] | None, stroke: float | None) -> list[Path]:
+def ended(start: Point, segments: list[Segment] | None, stroke: float | None) -> list[Subpath]:
     """Returns the path, if there is one, that ends without a closing command."""
     if not segments:
         return []
     closing = [] if stroke is not None else [Segment(start)]
-    return [Path(start, (*segments, *closing), closed=stroke is None)]
+    return [Subpath(start, (*segments, *closing), closed=stroke is None)]

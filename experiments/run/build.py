@@ -82,9 +82,12 @@ class Request:
         return None if own else len(self.pictures) // len(self.prompts)
 
 
-def request(cfg: DictConfig) -> Request:
-    """Raises UserError for prompts that cannot be read, and for a seed that is given twice."""
-    wanted, common = prompts(cfg), seeds(cfg)
+def request(cfg: DictConfig, classes: Sequence[str] = ()) -> Request:
+    """Raises UserError for prompts that cannot be read, and for a seed that is given twice.
+
+    classes  those of the model, if it is told classes
+    """
+    wanted, common = prompts(cfg, classes), seeds(cfg)
     own = [common if prompt.seed is None else [prompt.seed] for prompt in wanted]
     shard, shards = map(int, str(cfg.shard).split("/"))
     return Request(
@@ -101,14 +104,14 @@ def request(cfg: DictConfig) -> Request:
     )
 
 
-def prompts(cfg: DictConfig) -> list[Prompt]:
+def prompts(cfg: DictConfig, classes: Sequence[str] = ()) -> list[Prompt]:
     """The prompts asked for: `prompt`, or the prompts group. Raises UserError naming file and line of a wrong one."""
     negative = str(cfg.negative_prompt)
     if cfg.get("prompts") is None:
         return [Prompt(None if cfg.prompt is None else str(cfg.prompt), negative)]
     if cfg.prompt is not None:
         raise UserError("both prompt and prompts are given: leave one of them out")
-    return suite(cfg.prompts, negative)
+    return suite(cfg.prompts, negative, classes)
 
 
 def seeds(cfg: DictConfig) -> list[int]:
@@ -264,6 +267,16 @@ def stages(guidance: Guidance, steps: Sequence[Step]) -> list[Stage]:
 
 
 # --- whether the two fit ----------------------------------------------------------------------------------------------
+
+
+def check_prompts(model: LatentDiffusion, prompts: Sequence[Prompt], stages: Sequence[Stage]) -> None:
+    """Raises UserError where there is nothing to draw, and for a prompt that the model cannot be told."""
+    if prompts[0].text is None and any(stage.prompt is None for stage in stages) and model.text_encoder is not None:
+        raise UserError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
+    with as_user_error("prompt: "):
+        model.check_told([text or "" for prompt in prompts for text in (prompt.text, prompt.negative)])
+    with as_user_error("guidance: "):
+        model.check_told([stage.prompt or "" for stage in stages])
 
 
 def size(model: LatentDiffusion, height: int | None, width: int | None) -> tuple[int, int]:

@@ -27,6 +27,7 @@ from experiments.run.logger import Logger
 from experiments.run.memory import check_memory
 from experiments.run.prompts import Prompt
 from guidance import Guidance, Stage, Unfit, guided
+from guidance.branch import name_of
 from ldm import LatentDiffusion
 from samplers import ImageNoise, KeyedNoise
 from samplers.predict import Predict
@@ -57,16 +58,15 @@ class Job:
 def prepare(cfg: DictConfig) -> Job:
     """Raises UserError, or OSError of a file, for whatever keeps the config from being drawn."""
     settings.check(cfg)
-    request = build.request(cfg)
     machine = build.machine(cfg)
     model = machine.model
+    request = build.request(cfg, model.config.classes.names)
     size = build.size(model, request.height, request.width)
     check_memory(model, size, request.together)
     shape = len(request.pictures), *model.latent_shape(*size)
     x_T = None if request.noise is None else read_noise(request.noise, shape)
     stages = build.stages(machine.guidance, machine.steps)
-    if request.prompts[0].text is None and any(stage.prompt is None for stage in stages):
-        raise UserError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
+    build.check_prompts(model, request.prompts, stages)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     kept = {key: value for key, value in config.items() if key not in ("logger", "shard")}
     hashes = contents(request.prompts, request.noise, {"the model": model, **machine.others})
@@ -121,7 +121,7 @@ def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) ->
             finite.append(x_t.isfinite().all())
             yield step, x_t, x_0
     except Unfit as error:
-        raise UserError(f"guidance: {error}") from error
+        raise UserError(f"guidance: {name_of(guidance or machine.guidance)}: {error}") from error
     bad = (~torch.stack(finite)).nonzero().flatten().tolist()  # looked at once, so that the loop never waits for a GPU
     if bad:
         step = machine.steps[bad[0]]
@@ -271,6 +271,8 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 def cut_prompts(model: LatentDiffusion, prompts: Sequence[Prompt], stages: Sequence[Stage]) -> Mapping[int, str]:
     """Warns of text beyond the 77 tokens. Returns what is cut off, by prompt index."""
+    if model.config.condition != "text":
+        return {}
     cut: dict[int, list[str]] = {}
     own = [stage.prompt for stage in stages if stage.prompt is not None]
     for p, prompt in enumerate(prompts):
@@ -299,4 +301,4 @@ def contact_sheet(folder: Path, records: Sequence[Record]) -> Image.Image:
 
 def title(record: Record) -> str:
     """What a picture shows, in a line."""
-    return record.get("prompt") or " > ".join(f"{s['prompt']} ({s['steps']})" for s in record["stages"])
+    return record.get("prompt") or " > ".join(f"{s['prompt']} ({s['steps']})" for s in record.get("stages", ()))

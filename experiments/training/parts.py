@@ -52,15 +52,11 @@ class Part(nn.Module):
         """Returns a sheet that shows what the network can do by now on a few held-out examples, or None."""
         raise NotImplementedError
 
-<<<<<<< HEAD
-    def finish(self, held_out: Any, out: Path) -> str:
-=======
-    def measures(self, held_out: EmojiScenes) -> dict[str, float]:
+    def measures(self, held_out: Any) -> dict[str, float]:
         """Returns what can be compared between recipes whose losses cannot, by name; nothing for most parts."""
         return {}
 
-    def finish(self, held_out: EmojiScenes, out: Path) -> str:
->>>>>>> main
+    def finish(self, held_out: Any, out: Path) -> str:
         """Writes into `out`/model what others use of the trained network. Returns a line that says how good it is."""
         raise NotImplementedError
 

@@ -85,6 +85,16 @@ def test_the_judge_learns_to_name(packages: Path, tmp_path: Path) -> None:
         assert (judged(judge, part.renders)[0].argmax(dim=1) == part.labels).float().mean() > 0.8, "chance is 1/3"
 
 
+def test_a_single_drawing_is_enough_to_begin_with(packages: Path, tmp_path: Path) -> None:
+    """Its components are those of the ways to move it: all of them come back."""
+    train, _ = load_drawings(replace(LETTERS, most=1, only=("O",)), packages, packages / "cache")
+    assert train.count == 1
+    part = VectorAutoencoderPart(config(packages, "autoencoder", tmp_path).part, train)
+    elsewhere = moved(train.sequences(), 0.08, 0.08, torch.Generator().manual_seed(9))
+    decoded = part.network.decode(part.network.encode(elsewhere)[0])
+    assert torch.allclose(decoded, elsewhere, atol=1e-3)
+
+
 def test_drawings_of_another_length_are_refused(packages: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"drawings of 12 commands, part.autoencoder.commands=40: they must be equal"):
         loop.train(config(packages, "autoencoder", tmp_path, "part.autoencoder.commands=40"))

@@ -25,10 +25,8 @@ def squares(count: int) -> Drawings:
         side = 4 + i % 7
         arguments[i, :4, 4:] = torch.tensor([[3, 3], [3 + side, 3], [3 + side, 3 + side], [3, 3 + side]])
     arguments = (arguments / STEP).round().to(torch.int16)
-    drawn = renders(
-        [decode_commands(sequence) for sequence in Drawings((), None, kinds, arguments, kinds, kinds, ()).sequences()]
-    )
-    return Drawings(("square",), None, kinds, arguments, drawn, torch.zeros(count, dtype=torch.int64), ("x",) * count)
+    labels, origins = torch.zeros(count, dtype=torch.int64), ("x",) * count
+    return Drawings(("square",), None, kinds, arguments, torch.zeros(count, 32, 32), labels, origins)
 
 
 class Off(nn.Module):

@@ -25,8 +25,6 @@ from ldm.svg.autoencoder import VectorAutoencoder
 from ldm.svg.sequences import END, KINDS, USED, decode_commands
 
 COMPONENTS = 20_000  # drawings, repeated if there are fewer, with whose components the autoencoder begins
-    20_000  # drawings, again and again if there are fewer, whose principal components the autoencoder begins with
-)
 PADDING = 0.05  # the weight of an END after the first one, in the loss of the kinds
 
 

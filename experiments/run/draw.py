@@ -176,9 +176,9 @@ def draw_batch(
 ) -> Drawn:
     """Draws a batch, and calls `progress` after every step."""
     counted = {name: Counted(predict) for name, predict in machine.networks.items()}
-    watched = replace(machine, networks={**counted, ASIDE: machine.networks["main"]})
+    aside = {ASIDE: machine.networks["main"]} if observers else {}
     guidance = reduce(lambda inner, observer: observer.around(inner), observers, machine.guidance)
-    for step, x_t, x_0 in moments(watched, batch, guidance):
+    for step, x_t, x_0 in moments(replace(machine, networks={**counted, **aside}), batch, guidance):
         progress()
         for observer in observers:
             observer.see(step, x_0)

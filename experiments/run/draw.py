@@ -177,8 +177,9 @@ def draw_batch(
     """Draws a batch, and calls `progress` after every step."""
     counted = {name: Counted(predict) for name, predict in machine.networks.items()}
     aside = {ASIDE: machine.networks["main"]} if observers else {}
+    watched = replace(machine, networks={**counted, **aside})
     guidance = reduce(lambda inner, observer: observer.around(inner), observers, machine.guidance)
-    for step, x_t, x_0 in moments(replace(machine, networks={**counted, **aside}), batch, guidance):
+    for step, x_t, x_0 in moments(watched, batch, guidance):  # noqa: B007
         progress()
         for observer in observers:
             observer.see(step, x_0)
@@ -208,9 +209,7 @@ class Counted:
 Watch = Callable[[int, int], Sequence[Observer]]  # who looks on while pictures first .. first + count - 1 are drawn
 
 
-def draw(
-    job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, count: ()
-) -> list[Record] | None:
+def draw(job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, count: ()) -> list[Record] | None:
     """Draws what is missing in the run folder. Returns its records; None while other shards' batches are missing."""
     request, machine = job.request, job.machine
     cut = cut_prompts(machine.model, request.prompts, job.stages)

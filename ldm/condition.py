@@ -20,6 +20,25 @@ class Span:
     stop: int
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What SDXL is told of a picture, in pixels (Podell et al. 2023, section 2.2).
+
+    target    its (height, width)
+    original  those of the picture that it was cropped from; None: its own
+    crop      (top, left) of the crop
+    """
+
+    target: tuple[int, int]
+    original: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All six, in the order in which they are told."""
+        return (*(self.original or self.target), *self.crop, *self.target)
+
+
 @dataclass(frozen=True, eq=False)
 class Condition:
     """The rows of a condition; what a model does not have is None.

@@ -4,11 +4,8 @@ from typing import NamedTuple
 
 import torch
 
-from ldm.autoencoder import Autoencoder
 from ldm.config import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
-from ldm.model import LatentDiffusion
-from ldm.text import TextEncoder
-from ldm.unet import UNet
+from ldm.model import LatentDiffusion, networks
 
 TINY = ModelConfig(
     unet=UNetConfig(channels=(32, 64), blocks_per_level=1, attention=(True, True), heads=(2, 4), text_width=16),
@@ -21,13 +18,13 @@ TINY = ModelConfig(
 def tiny_model(config: ModelConfig = TINY) -> LatentDiffusion:
     """A model of the family, small enough to sample from in milliseconds, its weights random and nowhere zero."""
     g = torch.Generator().manual_seed(0)
-    networks = UNet(config.unet), Autoencoder(config.autoencoder), TextEncoder(config.text)
-    for network in networks:
+    parts = networks(config)
+    for network in parts:
         network.eval().requires_grad_(False)
         for name, p in network.named_parameters():
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             p.copy_(centre + 0.1 * torch.randn(p.shape, generator=g))
-    return LatentDiffusion(*networks, config)
+    return LatentDiffusion(*parts, config)
 
 
 class Outcome(NamedTuple):

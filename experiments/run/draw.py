@@ -28,6 +28,7 @@ from experiments.run.memory import check_memory
 from experiments.run.prompts import Prompt
 from guidance import Guidance, Stage, Unfit, guided
 from ldm import LatentDiffusion
+from ldm.condition import Sizes
 from samplers import ImageNoise, KeyedNoise
 from samplers.predict import Predict
 
@@ -41,6 +42,7 @@ class Job:
     settings  the config, less what no picture depends on
     contents  hashes of the files that it names, see `contents`
     size      height and width in pixels
+    sizes     the same and more, as models like SDXL are told of it
     stages    the prompts that the guidance shows, and for how many steps; None is the picture's own
     x_T       the first draws of all pictures [N, C, h, w], where a file gives them
     """
@@ -50,6 +52,7 @@ class Job:
     settings: dict[str, Any]
     contents: dict[str, str]
     size: tuple[int, int]
+    sizes: Sizes
     stages: list[Stage]
     x_T: Tensor | None
 
@@ -61,6 +64,7 @@ def prepare(cfg: DictConfig) -> Job:
     machine = build.machine(cfg)
     model = machine.model
     size = build.size(model, request.height, request.width)
+    sizes = build.sizes(cfg.get("task"), model, size)
     check_memory(model, size, request.together)
     shape = len(request.pictures), *model.latent_shape(*size)
     x_T = None if request.noise is None else read_noise(request.noise, shape)
@@ -70,7 +74,7 @@ def prepare(cfg: DictConfig) -> Job:
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     kept = {key: value for key, value in config.items() if key not in ("logger", "shard")}
     hashes = contents(request.prompts, request.noise, {"the model": model, **machine.others})
-    return Job(request, machine, kept, hashes, size, stages, x_T)
+    return Job(request, machine, kept, hashes, size, sizes, stages, x_T)
 
 
 # --- one batch --------------------------------------------------------------------------------------------------------
@@ -82,19 +86,21 @@ class Batch:
 
     x_T    [B, C, h, w], standard normal
     noise  () -> the next draw [B, C, h, w] of each picture's stream, for samplers that add noise
+    sizes  what models like SDXL are told of the pictures
     """
 
     prompts: list[Prompt]
     seeds: list[int]
     x_T: Tensor
     noise: ImageNoise
+    sizes: Sizes
 
 
 def batch_of(job: Job, first: int, count: int) -> Batch:
     """Returns so many of a job's pictures, from the one at position `first` on."""
     pictures = job.request.pictures[first : first + count]
     prompts, seeds = [job.request.prompts[p] for p, _ in pictures], [seed for _, seed in pictures]
-    batch = from_seeds(job.machine.model, prompts, seeds, job.size)
+    batch = replace(from_seeds(job.machine.model, prompts, seeds, job.size), sizes=job.sizes)
     if job.x_T is None:
         return batch
     return replace(batch, x_T=job.x_T[first : first + count].to(job.machine.model.device))
@@ -103,7 +109,7 @@ def batch_of(job: Job, first: int, count: int) -> Batch:
 def from_seeds(model: LatentDiffusion, prompts: list[Prompt], seeds: list[int], size: tuple[int, int]) -> Batch:
     """Returns a batch whose first draws come from the seeds."""
     noise = ImageNoise(seeds, model.latent_shape(*size), model.device)
-    return Batch(prompts, seeds, noise(), noise)
+    return Batch(prompts, seeds, noise(), noise, Sizes(size))
 
 
 @torch.no_grad()
@@ -113,7 +119,8 @@ def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) ->
     Raises UserError, after the last step, if latents are not finite, and names the step at which they ceased to be.
     """
     texts, negative = [prompt.text or "" for prompt in batch.prompts], [prompt.negative for prompt in batch.prompts]
-    conditions = machine.model.conditions(texts, negative, KeyedNoise(batch.seeds, machine.model.device))
+    noise = KeyedNoise(batch.seeds, machine.model.device)
+    conditions = machine.model.conditions(texts, negative, noise, sizes=batch.sizes)
     denoise = guided(machine.networks, guidance or machine.guidance, conditions, machine.max_batch)
     finite = []
     try:
@@ -242,6 +249,7 @@ def with_own_prompt(stages: Sequence[Stage], prompt: Prompt) -> list[Stage]:
 def determined_by(job: Job, prompt: Prompt, seed: int) -> dict[str, Any]:
     """What a picture depends on, so that equal pictures are equal files: no path, device, time or neighbours."""
     asked, hashes = job.settings, {k: v for k, v in job.contents.items() if k != "prompts"}
+    told = {} if job.machine.model.config.text_2 is None else {"sizes": job.sizes.numbers}
     return {
         "prompt": prompt.text,
         "negative_prompt": prompt.negative,
@@ -249,6 +257,7 @@ def determined_by(job: Job, prompt: Prompt, seed: int) -> dict[str, Any]:
         "size": job.size,
         "model": {key: asked["model"][key] for key in ("name", "prediction", "ema")},
         "contents": hashes,
+        **told,
         "batch_size": None if job.request.deterministic else job.request.batch_size,
         **{key: asked[key] for key in ("sampler", "guidance", "dtype", "max_batch", "compile", "deterministic")},
     }

@@ -54,6 +54,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "blocks_per_level": BLOCKS,
         "attention": several(FLAG, 1, LEVELS),
         "heads": several(SIZE, 1, LEVELS),
+        "depth": several(whole(1, 64), 0, LEVELS),
         "text_width": SIZE,
         "vector_width": whole(0, 65536),
         "linear_projection": FLAG,
@@ -66,6 +67,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "blocks_per_level": BLOCKS,
         "norm_groups": SIZE,
         "scale": between(0, 1000),
+        "overflows": FLAG,
     },
     TextEncoderConfig: {
         "width": SIZE,
@@ -76,6 +78,8 @@ RULES: dict[type, dict[str, Rule]] = {
         "context": whole(3, 4096),
         "activation": one_of("quick_gelu", "gelu"),
         "pad_id": whole(0, 2**24),
+        "penultimate": FLAG,
+        "projection": whole(0, 65536),
     },
     ScheduleConfig: {
         "num_timesteps": whole(1, 10**6),
@@ -89,8 +93,13 @@ RULES: dict[type, dict[str, Rule]] = {
         "steps_offset": whole(0, 10**6),
         "ends_clean": FLAG,
     },
-    ModelConfig: {"image_size": SIZE},
+    ModelConfig: {
+        "image_size": SIZE,
+        "zeros_for_empty": FLAG,
+        "text_2": Rule("null, or a mapping of settings", lambda value: value is None),
+    },
 }
+OPTIONAL = {"text_2": TextEncoderConfig()}  # fields that may be None, and what their settings change otherwise
 
 
 def check(name: str, value: object, rule: Rule, where: str) -> None:
@@ -111,7 +120,7 @@ def from_fields(default: T, data: Mapping[str, Any], where: str) -> T:
             raise ValueError(f"{where}: unknown field {quoted(name)}; there are {', '.join(known)}")
         if is_dataclass(value):
             changes[name] = value
-        elif is_dataclass(old := getattr(default, name)):
+        elif is_dataclass(old := getattr(default, name) or OPTIONAL.get(name)) and value is not None:
             if not isinstance(value, dict):
                 raise ValueError(f"{where}: {name}={quoted(value)} should be a mapping of settings")
             changes[name] = from_fields(old, value, f"{where}: {name}")
@@ -123,10 +132,13 @@ def from_fields(default: T, data: Mapping[str, Any], where: str) -> T:
 
 def checked(config: ModelConfig, where: str) -> ModelConfig:
     """Returns the config itself. Raises ValueError where its numbers contradict each other."""
-    unet, text, schedule = config.unet, config.text, config.schedule
+    unet, schedule = config.unet, config.schedule
+    texts = [config.text, *([config.text_2] if config.text_2 else [])]
     if not len(unet.channels) == len(unet.attention) == len(unet.heads):
         raise ValueError(f"{where}: the U-Net's channels, attention and heads must have one entry per level")
-    for width, heads in [*zip(unet.channels, unet.heads, strict=True), (text.width, text.heads)]:
+    if len(unet.depth) not in (0, len(unet.channels)):
+        raise ValueError(f"{where}: the U-Net's depth must have one entry per level, or none")
+    for width, heads in [*zip(unet.channels, unet.heads, strict=True), *((text.width, text.heads) for text in texts)]:
         if width % heads:
             raise ValueError(f"{where}: {width} channels cannot be split over {heads} heads")
     for part in (unet, config.autoencoder):
@@ -134,10 +146,20 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
             raise ValueError(f"{where}: channels {part.channels} cannot be normed in {part.norm_groups} groups")
     if unet.channels[0] % 2:
         raise ValueError(f"{where}: the U-Net's channels {unet.channels} must begin with an even number")
-    if unet.text_width != text.width:
-        raise ValueError(f"{where}: the U-Net expects text of width {unet.text_width}, its encoder gives {text.width}")
-    if text.pad_id >= text.vocab:
-        raise ValueError(f"{where}: pad_id={text.pad_id} is not among the {text.vocab} tokens")
+    width = sum(text.width for text in texts)
+    if unet.text_width != width:
+        raise ValueError(f"{where}: the U-Net expects text of width {unet.text_width}, its encoder gives {width}")
+    for text in texts:
+        if text.pad_id >= text.vocab:
+            raise ValueError(f"{where}: pad_id={text.pad_id} is not among the {text.vocab} tokens")
+    if config.text.projection or (config.text_2 and not config.text_2.projection):
+        raise ValueError(f"{where}: pooled text (projection) is the second text encoder's, and its alone")
+    sizes = unet.vector_width - texts[-1].projection
+    if config.text_2 and (sizes < 12 or sizes % 12):
+        raise ValueError(
+            f"{where}: the U-Net's vector of {unet.vector_width} does not hold a pooled text of "
+            f"{texts[-1].projection} and six sizes of an even width"
+        )
     if schedule.zero_terminal_snr and schedule.prediction == "eps":
         raise ValueError(
             f"{where}: zero_terminal_snr (rescale_betas_zero_snr) with prediction eps: "

@@ -7,6 +7,8 @@ from guidance.cdg import DegradedCondition
 from guidance.cfg import ClassifierFree
 from guidance.cfg_pp import CFGPlusPlus
 from guidance.cfg_zero import OptimizedScale
+from guidance.classifier import ClassifierGuided
+from guidance.clip import ClipGuided
 from guidance.composable import Composable, Part, PerpNeg
 from guidance.dynamic_threshold import DynamicThreshold
 from guidance.everywhere import AttentionTemperature, FreeU, SparseCross
@@ -35,6 +37,8 @@ __all__ = [
     "Beta",
     "Branch",
     "ClassifierFree",
+    "ClassifierGuided",
+    "ClipGuided",
     "Composable",
     "ConditionAnnealed",
     "Cosine",

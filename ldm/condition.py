@@ -86,6 +86,10 @@ def no_noise(key: str, shape: tuple[int, ...]) -> Tensor:
     raise ValueError("this guidance draws noise: make its conditions with noise=KeyedNoise(seeds)")
 
 
+def no_decoder(latents: Tensor) -> Tensor:
+    raise ValueError("this guidance looks at pictures: make its conditions by model.conditions")
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What a guidance may draw on.
@@ -94,9 +98,11 @@ class Conditions:
     encode          the condition of a prompt (shown to every image), of a list of prompts, one per image
     noise           noise(key, shape) -> standard normal [B, *shape], a pure stream of each image's own; the key holds
                     the guidance's name and step.i (`samplers.KeyedNoise`)
+    decode          pictures [B, 3, H, W], about in [-1, 1], of latents, through which gradients go
     """
 
     cond: Condition
     negative: Condition
     encode: Callable[[str | Sequence[str]], Condition]
     noise: Callable[[str, tuple[int, ...]], Tensor] = no_noise
+    decode: Callable[[Tensor], Tensor] = no_decoder

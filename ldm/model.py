@@ -90,7 +90,8 @@ class LatentDiffusion:
         def encode(texts: str | Sequence[str]) -> Condition:
             return encoded((texts,) * len(prompts) if isinstance(texts, str) else tuple(texts))
 
-        return Conditions(encode(prompts), encode(negative or [""] * len(prompts)), encode, noise)
+        unlike = encode(negative or [""] * len(prompts))
+        return Conditions(encode(prompts), unlike, encode, noise, self.autoencoder.decode)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of an image; its sides must be multiples of `config.size_multiple` pixels.

@@ -16,12 +16,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from experiments.files import UserError, as_user_error, say
+from experiments.run.contents import modules_in
 from experiments.run.prompts import Prompt, suite
 from experiments.run.settings import check_arguments, written
 from guidance import Guidance, Stage
 from guidance.branch import plan
 from ldm import LatentDiffusion, load_model
 from ldm.attention import Edits
+from ldm.classifier import LatentClassifier
 from ldm.condition import Condition, Sizes
 from ldm.config import ModelConfig, ScheduleConfig
 from ldm.unet import UNet
@@ -146,6 +148,7 @@ def machine(cfg: DictConfig) -> Machine:
     guides, draws, on = guidance(cfg.guidance), sampler(cfg.sampler), device(cfg.device)
     made = text_to_image(cfg.model, on, cfg.dtype)
     tell_dtype(made)
+    check_classifiers(guides, made)
     paths = {str(name): path for name, path in (cfg.get("networks") or {}).items() if path is not None}
     others = {name: another(made, f"networks.{name}", path) for name, path in paths.items()}
     networks = {name: predictor(one, cfg.get("compile", False)) for name, one in {"main": made, **others}.items()}
@@ -189,6 +192,15 @@ def tell_dtype(model: LatentDiffusion) -> None:
     """Says so where the autoencoder does not work in the dtype asked for."""
     if model.autoencoder.dtype != model.dtype:
         say("this model's autoencoder overflows float16: it works in float32")
+
+
+def check_classifiers(guidance: Guidance, model: LatentDiffusion) -> None:
+    """Puts the networks of a guidance on the model's device. Raises UserError for a classifier of other latents."""
+    for name, network in modules_in(guidance, "guidance").items():
+        network.to(model.device)
+        ours = model.config.autoencoder.latent_channels, model.config.autoencoder.scale
+        if isinstance(network, LatentClassifier) and (network.config.latent_channels, network.config.scale) != ours:
+            raise UserError(f"{name}: was trained on latents of another autoencoder than the model's")
 
 
 def another(model: LatentDiffusion, setting: str, path: str) -> LatentDiffusion:

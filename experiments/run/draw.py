@@ -73,7 +73,7 @@ def prepare(cfg: DictConfig) -> Job:
         raise UserError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     kept = {key: value for key, value in config.items() if key not in ("logger", "shard")}
-    hashes = contents(request.prompts, request.noise, {"the model": model, **machine.others})
+    hashes = contents(request.prompts, request.noise, {"the model": model, **machine.others}, machine.guidance)
     return Job(request, machine, kept, hashes, size, sizes, stages, x_T)
 
 
@@ -259,8 +259,16 @@ def determined_by(job: Job, prompt: Prompt, seed: int) -> dict[str, Any]:
         "contents": hashes,
         **told,
         "batch_size": None if job.request.deterministic else job.request.batch_size,
-        **{key: asked[key] for key in ("sampler", "guidance", "dtype", "max_batch", "compile", "deterministic")},
+        "guidance": without_paths(asked["guidance"]),
+        **{key: asked[key] for key in ("sampler", "dtype", "max_batch", "compile", "deterministic")},
     }
+
+
+def without_paths(settings: Any) -> Any:
+    """Settings without the paths of a guidance's networks, whose hashes are among the contents."""
+    if isinstance(settings, dict):
+        return {key: without_paths(value) for key, value in settings.items() if key != "path"}
+    return [without_paths(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
+from ldm.classifier import ClassifierConfig
 from ldm.config import AutoencoderConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
 from ldm.files.messages import quoted
 
@@ -80,6 +81,13 @@ RULES: dict[type, dict[str, Rule]] = {
         "pad_id": whole(0, 2**24),
         "penultimate": FLAG,
         "projection": whole(0, 65536),
+    },
+    ClassifierConfig: {
+        "classes": several(Rule("text", lambda value: isinstance(value, str)), 1, 2**16),
+        "latent_channels": SIZE,
+        "channels": several(whole(2, 65536), 1, LEVELS),
+        "norm_groups": SIZE,
+        "scale": between(0, 1000),
     },
     ScheduleConfig: {
         "num_timesteps": whole(1, 10**6),

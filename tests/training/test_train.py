@@ -18,12 +18,13 @@ from torch import nn
 
 from experiments.emoji.judge import JudgeOutput, load_judge
 from experiments.emoji.world import EmojiScenes, World, batch_of, load_atlas, settings_of
-from experiments.files import CONF
+from experiments.files import CONF, UserError
 from experiments.training import loop as verb
 from experiments.training import parts
 from experiments.training.loop import joined
 from experiments.training.tokens import WorldTable, tokens_of
 from ldm import load_model
+from ldm.files.classifiers import load_classifier
 from ldm.text import TextEncoder, Tokenizer
 
 TINY_WORLD = [
@@ -419,6 +420,29 @@ def test_the_trained_model_is_written_as_a_folder_that_loads(folder, tmp_path):
     shards = list((tmp_path / "model").rglob("*.safetensors"))
     assert len(shards) >= 3
     assert all(shard.stat().st_size < 15e6 for shard in shards)
+
+
+def test_the_classifier_learns_what_stands_in_noisy_latents(folder, tmp_path):
+    """Of the embedded model: better than chance, the more so the less noise there is."""
+    out = tmp_path / "classifier"
+
+    def cfg(*more):
+        recipe = [text for text in overrides(folder, "judge", f"out={out}", *more) if text not in TINY["judge"]]
+        tasks = ["part=tasks/classifier", "part.channels=[16,32]", "part.lr=3e-3"]
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", [*tasks, *recipe[1:]])
+
+    long = ["part.steps=120", "part.batch=16", "part.micro=16", "bf16=false", "log_every=10"]
+    verb.train(cfg(*long))
+    classifier, model = load_classifier(out / "model"), load_model()
+    assert classifier.classes == ("square", "disc")
+    assert classifier.config.scale == model.config.autoencoder.scale
+    losses = [entry["loss"] for entry in torch.load(out / "checkpoint.pt", weights_only=True)["history"]]
+    assert fmean(losses[-4:]) < 0.85 * fmean(losses[:2])
+    (out / "checkpoint.pt").unlink()
+    with pytest.raises(UserError, match="part.model: .*no such file"):
+        verb.train(cfg("part.model=/nowhere"))
 
 
 def test_learning_rate_rises_then_follows_a_cosine_to_zero():

@@ -5,7 +5,6 @@ Letters of shapes: B images, C channels, H x W image pixels, h x w latent cells.
 
 import math
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -130,13 +129,9 @@ class Autoencoder(nn.Module):
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance [B, latent_channels, h, w] of q(latent | image), both in latent units."""
-        mean, logvar = self.quant_conv(self.encoder(image.to(self.dtype))).chunk(2, dim=1)
+        mean, logvar = self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).chunk(2, dim=1)
         return mean * self.scale, logvar.clamp(-30.0, 20.0) + 2 * math.log(self.scale)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Image [B, 3, H, W] of a latent, about in [-1, 1] and not clamped."""
-        return self.decoder(self.post_quant_conv(latent.to(self.dtype) / self.scale))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.quant_conv.weight.dtype
+        return self.decoder(self.post_quant_conv(latent.to(self.quant_conv.weight.dtype) / self.scale))

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder import Autoencoder
-from ldm.condition import Condition, Conditions, Sizes, no_noise
+from ldm.classes import ClassTable
+from ldm.condition import Condition, Conditions, Sizes, Unfit, no_noise
 from ldm.config import ModelConfig
 from ldm.text import TextEncoder, TextEncoderPair, Tokenizer
 from ldm.unet import UNet, sinusoids
@@ -16,46 +17,58 @@ from ldm.unet import UNet, sinusoids
 DECODED_CELLS = 4 * 64 * 64  # of latents decoded at once: four pictures of 512 px
 
 
-def networks(config: ModelConfig) -> tuple[UNet, Autoencoder, TextEncoder | TextEncoderPair]:
-    """The networks of a config, with what weights their constructors give them."""
-    pair = config.text_2 and TextEncoderPair(config.text, config.text_2)
-    return UNet(config.unet), Autoencoder(config.autoencoder), pair or TextEncoder(config.text)
+def encoder_of(config: ModelConfig) -> TextEncoder | TextEncoderPair | ClassTable | None:
+    """Returns what turns prompts into conditions, with its initial weights."""
+    if config.condition == "nothing":
+        return None
+    if config.condition == "classes":
+        return ClassTable(config.classes)
+    return TextEncoderPair(config.text, config.text_2) if config.text_2 else TextEncoder(config.text)
 
 
 @dataclass(frozen=True)
 class LatentDiffusion:
-    """The three networks, on one device and in one dtype, and the numbers they were made with.
+    """The networks, on one device and in one dtype, and the numbers they were made with.
 
+    text_encoder  what turns a prompt into a condition: of a text, a table of classes whose names are the prompts, or
+                  nothing, where the only prompt is ""
     An autoencoder whose activations overflow float16 is in float32 beside networks in float16.
     """
 
     unet: UNet
     autoencoder: Autoencoder
-    text_encoder: TextEncoder | TextEncoderPair
+    text_encoder: TextEncoder | TextEncoderPair | ClassTable | None
     config: ModelConfig
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """Of a model that is told a text."""
         return Tokenizer(self.config.text.pad_id, self.config.text.context)
 
     @property
     def device(self) -> torch.device:
-        return self.unet.conv_in.weight.device
+        return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the U-Net's weights."""
-        return self.unet.conv_in.weight.dtype
+        return next(self.unet.parameters()).dtype
 
     def condition(self, prompts: Sequence[str], sizes: Sizes | None = None) -> Condition:
-        """The U-Net's condition of each prompt, cut to 77 tokens.
+        """The U-Net's condition of each prompt: a text, cut to 77 tokens, or a class. Raises Unfit as `check_told`.
 
         sizes  of the picture, for networks that are told them; by default those of `config.image_size`
         """
+        self.check_told(prompts)
+        if self.text_encoder is None:
+            return Condition(spans=((),) * len(prompts))
+        if isinstance(self.text_encoder, ClassTable):
+            condition: Condition = self.text_encoder(self.text_encoder.ids(prompts).to(self.device))
+            return condition
         read = self.tokenizer(list(prompts))
         tokens, pooled = self.text_encoder.tokens_and_pooled(read.ids.to(self.device))
+        empty = torch.tensor([not prompt.strip() for prompt in prompts], device=self.device)[:, None]
         if self.config.zeros_for_empty:
-            empty = torch.tensor([not prompt.strip() for prompt in prompts], device=self.device)[:, None]
             tokens = tokens.masked_fill(empty[:, :, None], 0)
             pooled = None if pooled is None else pooled.masked_fill(empty, 0)
         if pooled is None:
@@ -68,6 +81,13 @@ class LatentDiffusion:
         numbers = (sizes or Sizes((self.config.image_size,) * 2)).numbers
         width = (self.config.unet.vector_width - self.config.text_2.projection) // len(numbers)
         return sinusoids(torch.tensor(numbers, device=self.device), width).reshape(1, -1)
+
+    def check_told(self, prompts: Sequence[str]) -> None:
+        """Raises Unfit for a prompt that the model cannot be told: a class that it does not know, or any at all."""
+        if isinstance(self.text_encoder, ClassTable):
+            self.text_encoder.ids(prompts)
+        elif self.text_encoder is None and any(prompts):
+            raise Unfit(f"this model is told nothing: leave out {next(filter(None, prompts))!r}")
 
     def conditions(
         self,

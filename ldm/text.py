@@ -134,10 +134,8 @@ class TextEncoder(nn.Module):
         if self.penultimate and self.text_projection is None:
             return x, None
         last = self.final_layer_norm(self.layers[-1](x))
-        tokens = x if self.penultimate else last
-        if self.text_projection is None:
-            return tokens, None
-        return tokens, self.text_projection(last[torch.arange(len(ids), device=ids.device), ends(ids)])
+        at_end = last[torch.arange(len(ids), device=ids.device), ends(ids)]
+        return x if self.penultimate else last, self.text_projection(at_end) if self.text_projection else None
 
 
 class TextEncoderPair(nn.Module):

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ldm import LatentDiffusion
+from ldm.autoencoder import Autoencoder
 from ldm.config import AutoencoderConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
 from ldm.files import names
 from ldm.files.config_files import to_diffusers
-from ldm.model import networks
+from ldm.model import encoder_of
+from ldm.unet import UNet
 
 TINY_SD1 = ModelConfig(
     unet=UNetConfig(
@@ -84,10 +86,10 @@ def randomize(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def tiny_model(config: ModelConfig = TINY_SD1, seed: int = 0) -> LatentDiffusion:
-    parts = networks(config)
-    for i, network in enumerate(parts):
+    model = LatentDiffusion(UNet(config.unet), Autoencoder(config.autoencoder), encoder_of(config), config)
+    for i, network in enumerate(names.parts(model).values()):
         randomize(network, 3 * seed + i)
-    return LatentDiffusion(*parts, config)
+    return model
 
 
 def same_weights(a: LatentDiffusion, b: LatentDiffusion) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from experiments.files import sha256
 from experiments.run.prompts import Prompt
 from ldm import LatentDiffusion
+from ldm.files.names import parts
 
 
 def contents(
@@ -31,12 +32,12 @@ def modules_in(value: Any, name: str) -> dict[str, nn.Module]:
     if isinstance(value, nn.Module):
         return {name: value}
     if isinstance(value, tuple | list):
-        parts = {f"{name}.{i}": part for i, part in enumerate(value)}
+        inside = {f"{name}.{i}": part for i, part in enumerate(value)}
     elif is_dataclass(value):
-        parts = {f"{name}.{field.name}": getattr(value, field.name) for field in fields(value) if field.init}
+        inside = {f"{name}.{field.name}": getattr(value, field.name) for field in fields(value) if field.init}
     else:
-        parts = {}
-    return {place: module for key, part in parts.items() for place, module in modules_in(part, key).items()}
+        inside = {}
+    return {place: module for key, part in inside.items() for place, module in modules_in(part, key).items()}
 
 
 def fingerprint(model: LatentDiffusion) -> str:
@@ -44,7 +45,7 @@ def fingerprint(model: LatentDiffusion) -> str:
 
     It does not depend on the files that the model came from. Training moves every tensor, and so changes it.
     """
-    return digest_of(repr(asdict(model.config)), [model.unet, model.autoencoder, model.text_encoder])
+    return digest_of(repr(asdict(model.config)), list(parts(model).values()))
 
 
 def digest_of(about: str, modules: Sequence[nn.Module]) -> str:

@@ -17,13 +17,14 @@ from ldm.config import (
     SD2,
     SDXL,
     AutoencoderConfig,
+    ClassesConfig,
     ModelConfig,
     ScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
 )
 from ldm.files.messages import one_line, quoted
-from ldm.files.names import AUTOENCODER, CLIP, CLIP_XL, OPENCLIP, OPENCLIP_XL, TEXT_2, UNET, V_PRED, ZERO_SNR
+from ldm.files.names import AUTOENCODER, CLIP, CLIP_XL, OPENCLIP, OPENCLIP_XL, TEXT_2, TOLD_BY, UNET, V_PRED, ZERO_SNR
 from ldm.files.rules import FLAG, LEVELS, RULES, SIZE, Rule, check, from_fields, one_of, several, whole
 
 Json = Mapping[str, Any]
@@ -97,8 +98,10 @@ UNET_KNOWN = {
     *UNET_FIELDS.values(), "down_block_types", "up_block_types", "sample_size", "upcast_attention",
     "transformer_layers_per_block",
 }
-UNET_XL = {"vector_width": "projection_class_embeddings_input_dim", "size_width": "addition_time_embed_dim"}
-TOLD_SIZES = "text_time"  # diffusers' word for SDXL's vector: pooled text, and six sizes
+VECTOR_WIDTH = "projection_class_embeddings_input_dim"  # of what goes through two layers and is added to the time
+CLASS_VECTOR = {"class_embed_type": "projection"}  # says that this is a class
+TOLD_SIZES = {"addition_embed_type": "text_time"}  # or SDXL's pooled text and six sizes
+SIZE_WIDTH = "addition_time_embed_dim"
 VAE_ALWAYS = {"act_fn": "silu", "mid_block_add_attention": True, "use_post_quant_conv": True, "use_quant_conv": True}
 VAE_KNOWN = {*VAE_FIELDS.values(), "out_channels", "down_block_types", "up_block_types", "sample_size", "force_upcast"}
 ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -131,7 +134,7 @@ def from_json_fields(config: type, data: Json, table: Mapping[str, str], default
     found = {}
     for name, setting in table.items():
         value = defaults.get(setting) if data.get(setting) is None else data[setting]
-        if value is None:
+        if value is None and not (setting in data and RULES[config][name].admits(None)):
             raise ValueError(f"{where}: no {setting}")
         if name in WORDS:
             words = [word for word, in_json in WORDS[name].items() if in_json == value]
@@ -163,10 +166,16 @@ def from_diffusers(jsons: Mapping[str, Json], pad_ids: Mapping[str, int | None],
         part: text_from_diffusers(jsons[f"{part}/config.json"], pad_id, f"{where}/{part}")
         for part, pad_id in pad_ids.items()
     }
+    classes = ClassesConfig()
+    if "classes/config.json" in jsons:
+        settings = {key: value for key, value in jsons["classes/config.json"].items() if not key.startswith("_")}
+        classes = from_fields(ClassesConfig(), settings, f"{where}/classes")
     config = ModelConfig(
         unet=unet_from_diffusers(unet, TEXT_2 in texts, f"{where}/unet"),
         autoencoder=autoencoder,
-        text=texts["text_encoder"],
+        condition=next((told for told, part in TOLD_BY.items() if f"{part}/config.json" in jsons), "nothing"),
+        text=texts.get("text_encoder", TextEncoderConfig()),
+        classes=classes,
         schedule=schedule_from_diffusers(jsons["scheduler/scheduler_config.json"], f"{where}/scheduler"),
         image_size=sample_size * 2 ** (len(autoencoder.channels) - 1),
     )
@@ -202,9 +211,14 @@ def block_types(data: Json, known: Collection[str], where: str) -> list[list[str
     return list(settings.values())
 
 
-def unet_from_diffusers(data: Json, told_sizes: bool, where: str) -> UNetConfig:
-    always = UNET_ALWAYS | ({"addition_embed_type": TOLD_SIZES} if told_sizes else {})
-    refuse_unsupported(data, always, UNET_KNOWN | (set(UNET_XL.values()) if told_sizes else set()), where)
+def unet_from_diffusers(data: Json, two_texts: bool, where: str) -> UNetConfig:
+    vector = TOLD_SIZES if two_texts else CLASS_VECTOR
+    vector_width: Any = 0
+    if all(data.get(key) == value for key, value in vector.items()):
+        vector_width = data.get(VECTOR_WIDTH)
+        check(VECTOR_WIDTH, vector_width, SIZE, where)
+        data = {key: value for key, value in data.items() if key not in (*vector, VECTOR_WIDTH, SIZE_WIDTH)}
+    refuse_unsupported(data, UNET_ALWAYS, UNET_KNOWN, where)
     down, up = block_types(data, ATTENTION, where)
     attention = [ATTENTION[block] for block in down]
     if attention != [ATTENTION[block] for block in reversed(up)]:
@@ -213,10 +227,8 @@ def unet_from_diffusers(data: Json, told_sizes: bool, where: str) -> UNetConfig:
         data = {**data, "attention_head_dim": [heads] * len(down)}
     found = from_json_fields(UNetConfig, data, UNET_FIELDS, DIFFUSERS_DEFAULTS, where)
     depth = data.get("transformer_layers_per_block") or 1
-    found["depth"] = [depth] * len(down) if type(depth) is int else depth
-    if told_sizes:
-        found["vector_width"] = data.get(UNET_XL["vector_width"])
-    made = from_fields(UNetConfig(), {**found, "attention": attention}, where)
+    found |= {"attention": attention, "vector_width": vector_width}
+    made = from_fields(UNetConfig(), {**found, "depth": [depth] * len(down) if type(depth) is int else depth}, where)
     return replace(made, depth=()) if set(made.depth) == {1} else made
 
 
@@ -273,17 +285,17 @@ def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.unet.attention]
     levels = len(config.autoencoder.channels)
     schedule = schedule_to_diffusers(config.schedule, config.text_2 is not None)
+    vector: dict[str, Any] = {VECTOR_WIDTH: config.unet.vector_width} if config.unet.vector_width else {}
+    if config.condition == "classes" and vector:
+        vector |= CLASS_VECTOR
     # fmt: off
     files = {
         "model_index.json": {
-            "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
-            "scheduler": ["diffusers", schedule["_class_name"]], "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None],
-            "feature_extractor": [None, None], "requires_safety_checker": False,
+            **model_index(config), "scheduler": ["diffusers", schedule["_class_name"]],
+            "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
         },
         "unet/config.json": {
-            "_class_name": "UNet2DConditionModel", **to_json_fields(config.unet, UNET_FIELDS),
+            "_class_name": "UNet2DConditionModel", **to_json_fields(config.unet, UNET_FIELDS), **vector,
             "sample_size": config.image_size // config.downscale, "down_block_types": down,
             "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
             "transformer_layers_per_block": config.unet.depth or 1,
@@ -293,7 +305,7 @@ def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "out_channels": config.autoencoder.image_channels, "sample_size": config.image_size,
             "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
         },
-        "text_encoder/config.json": text_to_diffusers(config.text),
+        **condition_to_diffusers(config),
         "scheduler/scheduler_config.json": schedule,
     }
     # fmt: on
@@ -318,9 +330,8 @@ def two_texts_to_diffusers(
     model, sizes = (
         "CLIPTextModelWithProjection",
         {
-            "addition_embed_type": TOLD_SIZES,
-            UNET_XL["vector_width"]: config.unet.vector_width,
-            UNET_XL["size_width"]: (config.unet.vector_width - second.projection) // 6,
+            **TOLD_SIZES,
+            SIZE_WIDTH: (config.unet.vector_width - second.projection) // 6,
         },
     )
     index = {key: value for key, value in files["model_index.json"].items() if "safety" not in key} | {
@@ -337,6 +348,31 @@ def two_texts_to_diffusers(
         f"{TEXT_2}/config.json": text_to_diffusers(second)
         | {"architectures": [model], "projection_dim": second.projection},
     }
+
+
+def model_index(config: ModelConfig) -> dict[str, Any]:
+    """Returns the name of the pipeline, which may be one that diffusers does not have, and how it is told prompts."""
+    if config.condition == "nothing":
+        return {"_class_name": "LatentDiffusion", "text_encoder": [None, None]}
+    if config.condition == "classes":
+        return {"_class_name": "LatentDiffusion", "classes": ["ldm", "ClassTable"]}
+    return {
+        "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+    }
+
+
+def condition_to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
+    """Returns the JSON file, by its path, of what turns prompts into conditions; none for a model told nothing."""
+    if config.condition == "nothing":
+        return {}
+    if config.condition == "classes":
+        return {"classes/config.json": {"_class_name": "ClassTable", **asdict(config.classes)}}
+    return {"text_encoder/config.json": text_to_diffusers(config.text)}
 
 
 # --- single files -----------------------------------------------------------------------------------------------------

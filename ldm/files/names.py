@@ -52,13 +52,15 @@ def rename(name: str, table: Table) -> str:
 
 # --- diffusers folders ------------------------------------------------------------------------------------------------
 
-TEXT_2 = "text_encoder_2"  # SDXL's second
-STEMS = {  # of the files
+STEMS = {  # of the files, by folder
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
-    TEXT_2: "model",
+    "text_encoder_2": "model",
+    "classes": "model",
 }
+TEXT_2 = "text_encoder_2"  # SDXL's second
+TOLD_BY = {"text": "text_encoder", "classes": "classes"}  # folder of what makes a condition; of "nothing" there is none
 TEXT_PREFIX = "text_model."  # precedes the names of CLIPTextModel in most files
 PROJECTION = "text_projection.weight"
 
@@ -69,6 +71,7 @@ DIFFUSERS: Table = [  # U-Net and autoencoder of a diffusers folder
     (".downsample.", ".downsamplers.0.conv."),
     (".upsample.", ".upsamplers.0.conv."),
 ]
+DIFFUSERS_CLASS_VECTOR: Table = [(".add_embedding.", ".class_embedding."), *DIFFUSERS]  # of a U-Net told a class so
 DIFFUSERS_OLD_VAE: Table = [  # the autoencoder's attention, as folders from before 2023 call it
     (".to_q.", ".query."),
     (".to_k.", ".key."),
@@ -88,9 +91,12 @@ TRANSFORMERS: Table = [  # CLIPTextModel
 
 def parts(model: LatentDiffusion) -> dict[str, nn.Module]:
     """Returns the networks by the names of their folders."""
-    text = model.text_encoder
-    texts = {"text_encoder": text.first, TEXT_2: text.second} if isinstance(text, TextEncoderPair) else {}
-    return {"unet": model.unet, "vae": model.autoencoder, **(texts or {"text_encoder": text})}
+    networks: dict[str, nn.Module] = {"unet": model.unet, "vae": model.autoencoder}
+    if isinstance(model.text_encoder, TextEncoderPair):
+        networks |= {"text_encoder": model.text_encoder.first, TEXT_2: model.text_encoder.second}
+    elif model.text_encoder is not None:
+        networks[TOLD_BY[model.config.condition]] = model.text_encoder
+    return networks
 
 
 def in_folder(model: LatentDiffusion, bare: Collection[str] = (), old_vae: bool = False) -> dict[str, Sources]:
@@ -98,12 +104,17 @@ def in_folder(model: LatentDiffusion, bare: Collection[str] = (), old_vae: bool 
 
     bare  text encoders whose names have no TEXT_PREFIX
     """
+    tables: dict[str, Table] = {
+        "unet": DIFFUSERS_CLASS_VECTOR if model.config.condition == "classes" else DIFFUSERS,
+        "vae": DIFFUSERS_OLD_VAE if old_vae else DIFFUSERS,
+        "text_encoder": TRANSFORMERS,
+        TEXT_2: TRANSFORMERS,
+        "classes": [],
+    }
 
     def place(part: str, name: str) -> Source:
-        if not part.startswith("text"):
-            return Source(rename(name, DIFFUSERS_OLD_VAE if old_vae and part == "vae" else DIFFUSERS))
-        prefix = "" if part in bare or name == PROJECTION else TEXT_PREFIX
-        return Source(prefix + rename(name, TRANSFORMERS))
+        prefixed = tables[part] is TRANSFORMERS and part not in bare and name != PROJECTION
+        return Source((TEXT_PREFIX if prefixed else "") + rename(name, tables[part]))
 
     return {part: {name: place(part, name) for name in network.state_dict()} for part, network in parts(model).items()}
 
@@ -111,7 +122,8 @@ def in_folder(model: LatentDiffusion, bare: Collection[str] = (), old_vae: bool 
 # --- single files -----------------------------------------------------------------------------------------------------
 
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."  # prefixes of names in a single file
-CLIP, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+COND_STAGE = "cond_stage_model."
+CLIP, OPENCLIP = f"{COND_STAGE}transformer.", f"{COND_STAGE}model."
 CLIP_XL, OPENCLIP_XL = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 V_PRED, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors that mark fine-tunes of SDXL
 EMA = "model_ema.diffusion_model"
@@ -231,13 +243,14 @@ def in_single_file(model: LatentDiffusion, text_prefix: str, ema: bool = False) 
 
     networks = parts(model)
     first = CLIP_XL + TEXT_PREFIX if TEXT_2 in networks else text_prefix
-    place: dict[str, Callable[[str], Source]] = {
+    source_of: dict[str, Callable[[str], Source]] = {
         "unet": unet_source,
         "vae": lambda name: Source(AUTOENCODER + rename(name, autoencoder_table)),
         "text_encoder": lambda name: text_source(name, first),
         TEXT_2: lambda name: text_source(name, OPENCLIP_XL),
+        "classes": lambda name: Source(COND_STAGE + name),
     }
-    return {part: {name: place[part](name) for name in network.state_dict()} for part, network in networks.items()}
+    return {part: {name: source_of[part](name) for name in network.state_dict()} for part, network in networks.items()}
 
 
 # --- tensors that files carry and networks do not have ----------------------------------------------------------------
@@ -267,7 +280,7 @@ def is_extra(key: str, text_layers: int, ema: bool) -> bool:
     return (
         key in SCHEDULE_BUFFERS
         or key.startswith(("model_ema.", "first_stage_model.loss."))
-        or (key.startswith("cond_stage_model.") and is_constant(key))
+        or (key.startswith(COND_STAGE) and is_constant(key))
         or (key.startswith((CLIP_XL, OPENCLIP_XL)) and is_constant(key) and key != f"{OPENCLIP_XL}text_projection")
         or key.startswith(f"{OPENCLIP}transformer.resblocks.{text_layers}.")
         or (ema and key.startswith(UNET))

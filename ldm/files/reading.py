@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,16 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
+from ldm.autoencoder import Autoencoder
 from ldm.config import ModelConfig
 from ldm.files import config_files, names
 from ldm.files.messages import one_line, quoted
 from ldm.files.names import STEMS, Source, Sources
 from ldm.files.rules import PREDICTIONS, checked
 from ldm.files.tensors import is_mapped, tensors_in
-from ldm.model import LatentDiffusion, networks
+from ldm.model import LatentDiffusion, encoder_of
 from ldm.text import open_clip_tokenizer
+from ldm.unet import UNet
 
 EMBEDDED = {"emoji": Path(__file__).parent.parent / "weights" / "emoji"}
 CHUNK = 256 * 2**20  # bytes read before a file is mapped anew: touched pages count as the process's memory
@@ -66,10 +68,10 @@ def load_model(
 def on_meta(config: ModelConfig) -> LatentDiffusion:
     """Returns a model on the meta device: its shapes only."""
     with torch.device("meta"):
-        parts = networks(config)
-    for network in parts:
+        model = LatentDiffusion(UNet(config.unet), Autoencoder(config.autoencoder), encoder_of(config), config)
+    for network in names.parts(model).values():
         network.eval().requires_grad_(False)
-    return LatentDiffusion(*parts, config)
+    return model
 
 
 def dtype_of(part: str, config: ModelConfig, dtype: torch.dtype) -> torch.dtype:
@@ -178,17 +180,9 @@ def read_file(
 # --- diffusers folders ------------------------------------------------------------------------------------------------
 
 BIN_STEMS = {**STEMS, "text_encoder": "pytorch_model", names.TEXT_2: "pytorch_model"}
-INDEX, SCHEDULER = "model_index.json", "scheduler/scheduler_config.json"
+CONFIGS = ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]  # of every model
+INDEX = "model_index.json"
 TOKENIZER = ("special_tokens_map.json", "tokenizer_config.json")
-
-
-def parts_of(files: Collection[str]) -> list[str]:
-    """Returns the parts of a folder with these files: those of every model, and SDXL's second text encoder."""
-    return [part for part in STEMS if part != names.TEXT_2 or f"{part}/config.json" in files]
-
-
-def configs(parts: Iterable[str]) -> list[str]:
-    return [*(f"{part}/config.json" for part in parts), SCHEDULER]
 
 
 def tokenizers(parts: Iterable[str]) -> dict[str, str]:
@@ -197,22 +191,21 @@ def tokenizers(parts: Iterable[str]) -> dict[str, str]:
 
 
 def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device: torch.device) -> LatentDiffusion:
-    present = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
-    parts = parts_of(present)
-    if names.TEXT_2 in parts and "text_encoder/config.json" not in present:
-        raise ValueError(f"{folder}: an SDXL refiner, which has text_encoder_2 alone: only SDXL base is supported")
-    wanted = [*configs(parts), *([INDEX] if names.TEXT_2 in parts and (folder / INDEX).exists() else [])]
+    told_by = told_in(folder)
+    wanted = [*CONFIGS, *(f"{part}/config.json" for part in told_by)]
+    wanted += [INDEX] if names.TEXT_2 in told_by and (folder / INDEX).exists() else []
     jsons = {name: read_json(folder / name) for name in wanted}
-    pad_ids = {part: padding(folder / tokenizer) for part, tokenizer in tokenizers(parts).items()}
+    pad_ids = {part: padding(folder / tokenizer) for part, tokenizer in tokenizers(told_by).items()}
     config = config_files.from_diffusers(jsons, pad_ids, str(folder))
     config = with_prediction(config, prediction, str(folder))
     try:
-        files = {part: [folder / name for name in weight_files(part, present)] for part in parts}
+        present = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
+        files = {part: [folder / name for name in weight_files(part, present)] for part in ("unet", "vae", *told_by)}
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 
     model = on_meta(config)
-    keys = {part: [key for path in files[part] for key in tensors_in(path)] for part in parts if part != "unet"}
+    keys = {part: [key for path in files[part] for key in tensors_in(path)] for part in ("vae", *told_by)}
     old_vae = any(key.endswith(".query.weight") for key in keys["vae"])
     bare = [part for part, found in keys.items() if not any(key.startswith(names.TEXT_PREFIX) for key in found)]
     sources = names.in_folder(model, bare, old_vae)
@@ -220,6 +213,21 @@ def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device
         placed = (network, sources[part], dtype_of(part, config, dtype))
         fill([placed], files[part], names.is_constant, f"{folder}/{part}", device)
     return model
+
+
+def told_in(folder: Path) -> list[str]:
+    """Returns the names of the folders of what turns prompts into conditions; none if the model's index says so.
+
+    Raises ValueError for an SDXL refiner.
+    """
+    if (folder / "classes" / "config.json").exists():
+        return ["classes"]
+    if (folder / names.TEXT_2 / "config.json").exists():
+        if not (folder / "text_encoder" / "config.json").exists():
+            raise ValueError(f"{folder}: an SDXL refiner, which has text_encoder_2 alone: only SDXL base is supported")
+        return ["text_encoder", names.TEXT_2]
+    index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
+    return [] if index.get("text_encoder") == [None, None] else ["text_encoder"]
 
 
 def weight_files(part: str, files: Iterable[str]) -> list[str]:
@@ -297,8 +305,9 @@ def from_hub(hub_id: str) -> Path:
     try:
         siblings = huggingface_hub.HfApi().model_info(hub_id, timeout=20).siblings or []
         files = [sibling.rfilename for sibling in siblings]
-        parts = parts_of(files)
-        needed = [*configs(parts), *([INDEX] if names.TEXT_2 in parts else [])]
+        parts = [part for part in STEMS if part in ("unet", "vae") or any(f.startswith(f"{part}/") for f in files)]
+        needed = [*(f"{part}/config.json" for part in parts), "scheduler/scheduler_config.json"]
+        needed += [INDEX] if "text_encoder" not in parts or names.TEXT_2 in parts else []
         needed += [f"{folder}/{name}" for folder in tokenizers(parts).values() for name in TOKENIZER]
         needed += [name for part in parts for name in weight_files(part, files)]
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=needed))

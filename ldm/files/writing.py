@@ -50,8 +50,9 @@ def write_folder(
         for name, settings in config_files.to_diffusers(config).items():
             write_text(temporary / name, json.dumps(settings, indent=2))
         for folder, text in (("tokenizer", config.text), ("tokenizer_2", config.text_2)):
-            for name, content in tokenizer_files(text.pad_id, text.context).items() if text else ():
-                write_text(temporary / folder / name, content)
+            if text and config.condition == "text":
+                for name, content in tokenizer_files(text.pad_id, text.context).items():
+                    write_text(temporary / folder / name, content)
         sources = names.in_folder(model)
         for part, network in names.parts(model).items():
             state = network.state_dict()
@@ -96,7 +97,7 @@ def write_file(model: LatentDiffusion, path: Path, dtype: torch.dtype | None = N
     Raises FileExistsError if `path` is there.
     """
     two_texts = model.config.text_2 is not None
-    open_clip = model.config.text.activation == "gelu" and not two_texts
+    open_clip = model.config.condition == "text" and model.config.text.activation == "gelu" and not two_texts
     sources = names.in_single_file(model, names.OPENCLIP if open_clip else names.CLIP + names.TEXT_PREFIX)
     ranges: dict[str, list[Tensor]] = {}  # of the rows of each tensor, in order
     for part, network in names.parts(model).items():

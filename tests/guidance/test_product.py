@@ -23,6 +23,7 @@ from guidance import (
     IndependentCondition,
     Interval,
     Linear,
+    MagnitudeAware,
     Mix,
     Momentum,
     Multistage,
@@ -64,6 +65,7 @@ RULES: dict[str, Mix] = {
     "fdg": FrequencyDecoupled(),
     "samg": SpatiallyAdaptive(),
     "smc": SlidingMode(gain=0.1),
+    "mambo": MagnitudeAware(),
 }
 WEAK: dict[str, Callable[[Mix], Guidance]] = {
     "cfg": lambda mix: ClassifierFree(3, mix),

@@ -63,12 +63,16 @@ class Planned:
 def methods(cfg: DictConfig) -> list[Method]:
     """Returns the methods asked for. A name that is not in the table is a guidance at its defaults."""
     names = list(cfg.methods) if cfg.only is None else list(cfg.only)
-    entries = {name: cfg.methods.get(name) or OmegaConf.create({}) for name in names}
+    found = [(str(name), entry_of(cfg, name)) for name in names]
     return [
-        method_of(str(name), entry, cfg.model.subject)
-        for name, entry in entries.items()
+        method_of(name, entry, cfg.model.subject)
+        for name, entry in found
         if "needs" not in entry or OmegaConf.select(cfg, entry.needs) is not None
     ]
+
+
+def entry_of(cfg: DictConfig, name: str) -> DictConfig:
+    return cfg.methods.get(name) or OmegaConf.create({})
 
 
 def method_of(name: str, entry: DictConfig, subject: str) -> Method:

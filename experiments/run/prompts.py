@@ -83,14 +83,20 @@ def scenes_of(group: DictConfig, atlas: Atlas) -> Iterator[tuple[EmojiScenes, in
 
 
 def of_kind(world: World, atlas: Atlas, group: DictConfig, kind: DictConfig) -> Iterator[tuple[EmojiScenes, int]]:
-    """Yields the scenes of one kind: with these layouts, every object tinted or none, or so many of them coloured."""
+    """Yields the scenes of one kind: with these layouts, every object tinted or none, or so many of them coloured.
+
+    Of a suite of several kinds, whose prompts bring no seed, each caption comes once.
+    """
     if not kind.layouts or set(kind.layouts) - world.layouts.keys():
         raise UserError(f"prompts.layouts={kind.layouts}: must be some of {', '.join(world.layouts)}")
     narrowed = {"layouts": tuple(kind.layouts), "tinted": kind.tinted}
     scenes = EmojiScenes(world, atlas, group.get("split", "held_out"), group.scenes_seed, **narrowed)
-    coloured = kind.get("coloured")
+    coloured, known = kind.get("coloured"), set[str]()
     for index in range(len(scenes)):
-        if coloured is None or sum(look.colour is not None for look in scenes.caption(index)[1]) == coloured:
+        caption, looks = scenes.caption(index)
+        fits = coloured is None or sum(look.colour is not None for look in looks) == coloured
+        if fits and not ("kinds" in group and caption in known):
+            known.add(caption)
             yield scenes, index
 
 

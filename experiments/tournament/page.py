@@ -136,26 +136,44 @@ def beside(row: Row, found: Findings) -> list[str]:
 
 def draw_frontier(found: Findings, x: str, y: str) -> Drawn:
     """Draws one column against another: classifier-free guidance's curve, and each method at its defaults."""
+    curve = sorted((row for row in found.rows if row.role == "curve"), key=lambda row: row.nominal or 0)
+    methods = [row for row in found.rows if row.role == "defaults"]
 
     def draw(plot: Plot) -> list[Line2D]:
-        curve = sorted((row for row in found.rows if row.role == "curve"), key=lambda row: row.nominal or 0)
-        points = [(row, a, b) for row in curve if (a := row.values.get(x)) and (b := row.values.get(y))]
+        points = [(f"{row.nominal:g}", *at) for row in curve if (at := spot(row, x, y))]
         plot.plot([a.value for _, a, _ in points], [b.value for _, _, b in points], "o-", color="C0", markersize=4)
-        for row, a, b in points:
-            plot.annotate(f"{row.nominal:g}", (a.value, b.value), (4, -10), textcoords="offset points", color="C0", fontsize=8)
-        for row in found.rows:
-            a, b = row.values.get(x), row.values.get(y)
-            if row.role == "defaults" and a and b:
-                for low, high, along in ((a.low, a.high, plot.hlines), (b.low, b.high, plot.vlines)):
-                    if low is not None and high is not None:
-                        along(b.value if along == plot.hlines else a.value, low, high, color="C1", alpha=0.25, linewidth=1)
-                plot.plot([a.value], [b.value], "D", color="C1", markersize=4)
-                plot.annotate(row.method, (a.value, b.value), (5, 3), textcoords="offset points", color="C1", fontsize=7)
+        for scale, a, b in points:
+            plot.annotate(scale, (a.value, b.value), (4, -10), textcoords="offset points", color="C0", fontsize=8)
+        spots = sorted(
+            ((row.method, *at) for row in methods if (at := spot(row, x, y))), key=lambda one: one[2].value, reverse=True
+        )
+        for i, (name, a, b) in enumerate(spots):
+            intervals(plot, a, b)
+            at = (1.04, 1 - (i + 0.5) / len(spots))  # names in a column of their own, where none covers another
+            line = {"arrowstyle": "-", "linewidth": 0.4, "color": "C1", "alpha": 0.5}
+            plot.annotate(name, (a.value, b.value), at, textcoords="axes fraction", color="C1", fontsize=7, va="center",
+                          arrowprops=line)  # fmt: skip
         plot.set_xlabel(x)
         plot.set_ylabel(y)
-        return [handle("classifier-free guidance, by scale", "C0", "o", "-"), handle("methods at their defaults", "C1", "D", "")]
+        return [
+            handle("classifier-free guidance, by scale", "C0", "o", "-"),
+            handle("methods at their defaults", "C1", "D", ""),
+        ]
 
-    return in_both(draw, 6.0)
+    return in_both(draw, max(4.0, 0.2 * len(methods)))
+
+
+def spot(row: Row, x: str, y: str) -> tuple[Estimate, Estimate] | None:
+    a, b = row.values.get(x), row.values.get(y)
+    return (a, b) if a is not None and b is not None else None
+
+
+def intervals(plot: Plot, x: Estimate, y: Estimate) -> None:
+    """Plots a point with its intervals."""
+    if x.low is not None and y.low is not None:
+        plot.hlines(y.value, x.low, x.high, color="C1", alpha=0.25, linewidth=1)
+        plot.vlines(x.value, y.low, y.high, color="C1", alpha=0.25, linewidth=1)
+    plot.plot([x.value], [y.value], "D", color="C1", markersize=4)
 
 
 # --- the short table --------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """python -m experiments.geneval run=FOLDER out=FOLDER: a run of prompts=geneval in GenEval's layout, for its own judge.
 
 For each prompt NNNNN/metadata.jsonl, NNNNN/samples/0000.png, 0001.png, ... in the order of the seeds; pictures are
-copied as they are. The paper draws four seeds: seeds=[0,1,2,3]. See experiments/run/geneval.py on whose prompts these are.
+copied as they are. The paper draws four seeds: seeds=[0,1,2,3]. Whose prompts these are: experiments/run/geneval.py.
 """
 
 import json

@@ -74,7 +74,7 @@ def colours_seen(judge: Judge, scenes: EmojiScenes, count: int, mostly: float) -
         for b, scene in enumerate(some):
             for thing in scene.objects:
                 shares = output.colour_of(concepts.index(thing.label))[b].tolist()
-                others = {other.colour for other in scene.objects if other is not thing and other.colour}
+                others = {other.colour for other in scene.objects if other is not thing}
                 seen.append((thing, others, dict(zip(words, shares, strict=True))))
     plain = defaultdict[tuple[str, str], list[dict[str, float]]](list)
     for thing, _, shares in seen:
@@ -88,9 +88,9 @@ def colours_seen(judge: Judge, scenes: EmojiScenes, count: int, mostly: float) -
     strange = {label: {word for word in words if shares[word] < mostly} for label, shares in natural.items()}
     tinted = [shares[thing.colour] for thing, _, shares in seen if thing.colour in strange[thing.label]]
     alien = [
-        max(shares[str(word)] for word in others & strange[thing.label])
+        max(shares[word] for word in strange[thing.label] & others)
         for thing, others, shares in seen
-        if thing.colour is None and others & strange[thing.label]
+        if thing.colour is None and strange[thing.label] & others
     ]
     return Colours(natural, tinted, alien)
 

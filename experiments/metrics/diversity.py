@@ -32,7 +32,8 @@ class Diversity:
         extractor = load_extractor(name, self.weights, run, bench.device)
         values = extract(extractor, run.pictures, None, bench).values
         scores = [
-            fmean((values[i] - values[j]).norm().item() for i, j in itertools.combinations(group, 2)) for group in groups
+            fmean((values[i] - values[j]).norm().item() for i, j in itertools.combinations(group, 2))
+            for group in groups
         ]
         firsts = [group[0] for group in groups]
         per_image = [{"file": run.records[i]["file"], "value": score} for i, score in zip(firsts, scores, strict=True)]

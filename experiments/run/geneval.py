@@ -37,7 +37,8 @@ COUNTS = {  # scenes of each task, as in the paper
 
 def scenes(seed: int) -> list[Scene]:
     """Returns 553 different scenes; tasks take turns, so that the first few are of all."""
-    by_task = [different(task, count, np.random.default_rng([seed, i])) for i, (task, count) in enumerate(COUNTS.items())]
+    streams = (np.random.default_rng([seed, i]) for i in range(len(COUNTS)))
+    by_task = [different(task, COUNTS[task], rng) for task, rng in zip(COUNTS, streams, strict=True)]
     return [scene for scene in chain.from_iterable(zip_longest(*by_task)) if scene is not None]
 
 

@@ -157,7 +157,7 @@ SETTINGS = {
     "methods": GROUP,
     "tuning": GROUP,
     "best_by": GROUP,
-    "columns": GROUP,
+    "table": GROUP,
     "frontier": GROUP,
     "league.name": WORDS,
     "league.prompts": COUNT,

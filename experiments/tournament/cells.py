@@ -6,14 +6,12 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import files
-from experiments.tournament.plan import CFG, Method, Plan, Planned
-from experiments.tournament.references import OTHER
 from experiments.files import UserError, one_line, read_lines, say
 from experiments.metrics import Bench, Unmeasurable
 from experiments.metrics.measuring import evaluate, read_result
@@ -21,6 +19,8 @@ from experiments.run import draw
 from experiments.run.cli import USER_ERRORS
 from experiments.run.logger import Logger
 from experiments.sweeps.cells import chosen
+from experiments.tournament.plan import CFG, Method, Plan, Planned
+from experiments.tournament.references import OTHER
 
 OF_METHODS = ("effective_scale",)  # of classifier-free guidance it is the scale
 OF_ALL_PROMPTS = ("frechet",)  # grows as pictures get fewer
@@ -100,10 +100,10 @@ class Arena:
         scale, steps = method.scale_of(config["guidance"]), config["sampler"]["steps"]
         if scale is None:
             return None
-        of_cfg = [evaluations(path) for path in sorted((self.folder / "cells" / CFG).iterdir())]
-        if not of_cfg or None in of_cfg:
-            raise UserError(f"{self.folder}: the curve of another shard is unfinished: run the same command again")
-        same = round(steps * cast(float, evaluations(folder)) / max(cast(list[float], of_cfg)))
+        of_cfg = max((evaluations(path) for path in (self.folder / "cells" / CFG).iterdir()), default=0.0)
+        if not of_cfg:
+            raise UserError(f"{self.folder}: there is no curve yet, which another shard draws: run the command again")
+        same = round(steps * evaluations(folder) / of_cfg)
         return None if same == steps else self.plan.same_evaluations(method, scale, same)
 
 
@@ -126,10 +126,10 @@ def command(cell: Planned) -> str:
     return shlex.join(["python", "-m", "experiments.sample", *cell.overrides, "hydra.run.dir=FOLDER"])
 
 
-def evaluations(folder: Path) -> float | None:
-    """Returns the networks' evaluations of each picture, mean over a run; None if it has no pictures yet."""
+def evaluations(folder: Path) -> float:
+    """Returns the networks' evaluations of each picture, mean over a run; 0 if it has no pictures yet."""
     found = [record["evaluations"] for record in read_lines(folder / "samples.jsonl")]
-    return sum(found) / len(found) if found else None
+    return sum(found) / len(found) if found else 0.0
 
 
 def metrics_of(cfg: DictConfig, references: Path | None) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def given(frechet: dict[str, Any]) -> bool:
 
 def begin(folder: Path, plan: Plan, names: Sequence[str]) -> None:
     """Writes arena.json. Raises UserError where the folder holds an arena of other settings."""
-    now = {"base": list(plan.base), "league": OmegaConf.to_container(plan.league, resolve=True)}
+    now: dict[str, Any] = {"base": list(plan.base), "league": OmegaConf.to_container(plan.league, resolve=True)}
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder):
         file = folder / "arena.json"

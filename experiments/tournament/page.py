@@ -23,7 +23,7 @@ from experiments.pictures import fit, svg_uri, webp_uri
 from experiments.sweeps.figures import Drawn, handle, in_both
 from experiments.sweeps.folder import Cell
 from experiments.tournament.plan import CFG, entry_of, method_of
-from experiments.tournament.verdicts import CONTROLS, Column, Duel, Findings, Row, columns_of, findings
+from experiments.tournament.verdicts import CONTROLS, Duel, Findings, Row, columns_of, findings
 
 SHOWN, SIDE = 12, 128  # pictures of each cell, of different prompts; pixels of the longer side, at most
 SHORTLY = ("effective", "evaluations", "followed", "best")  # controls of the short table
@@ -123,15 +123,15 @@ def strip(cell: Cell) -> dict[str, Any]:
 def beside(row: Row, found: Findings) -> list[str]:
     """Returns the cells whose pictures are shown under a row's: its controls, nearest on the curve where between."""
     curve = [other for other in found.rows if other.role == "curve" and other.cell.records]
-    wanted = [row.nominal, row.effective and row.effective.value, found.best]
-    near = [
-        min(curve, key=lambda other: abs((other.nominal or 0) - scale)).cell.name
-        for scale in wanted
-        if scale is not None and curve
-    ]
+    wanted = [row.nominal, None if row.effective is None else row.effective.value, found.best]
+    near = [nearest(curve, scale).cell.name for scale in wanted if scale is not None and curve]
     own = [f"{row.method}/{role}" for role in ("followed", "evaluations")] if row.role == "defaults" else []
     drawn = {other.cell.name for other in found.rows if other.cell.records}
     return [name for name in dict.fromkeys([*near, *own]) if name in drawn and name != row.cell.name]
+
+
+def nearest(curve: Sequence[Row], scale: float) -> Row:
+    return min(curve, key=lambda row: abs((row.nominal or 0) - scale))
 
 
 def draw_frontier(found: Findings, x: str, y: str) -> Drawn:
@@ -144,15 +144,14 @@ def draw_frontier(found: Findings, x: str, y: str) -> Drawn:
         plot.plot([a.value for _, a, _ in points], [b.value for _, _, b in points], "o-", color="C0", markersize=4)
         for scale, a, b in points:
             plot.annotate(scale, (a.value, b.value), (4, -10), textcoords="offset points", color="C0", fontsize=8)
-        spots = sorted(
-            ((row.method, *at) for row in methods if (at := spot(row, x, y))), key=lambda one: one[2].value, reverse=True
-        )
+        spots = [(row.method, *at) for row in methods if (at := spot(row, x, y))]
+        spots.sort(key=lambda one: one[2].value, reverse=True)
         for i, (name, a, b) in enumerate(spots):
             intervals(plot, a, b)
-            at = (1.04, 1 - (i + 0.5) / len(spots))  # names in a column of their own, where none covers another
+            aside = (1.04, 1 - (i + 0.5) / len(spots))  # names in a column of their own, where none covers another
             line = {"arrowstyle": "-", "linewidth": 0.4, "color": "C1", "alpha": 0.5}
-            plot.annotate(name, (a.value, b.value), at, textcoords="axes fraction", color="C1", fontsize=7, va="center",
-                          arrowprops=line)  # fmt: skip
+            text: dict[str, Any] = {"color": "C1", "fontsize": 7, "va": "center"}
+            plot.annotate(name, (a.value, b.value), aside, textcoords="axes fraction", arrowprops=line, **text)
         plot.set_xlabel(x)
         plot.set_ylabel(y)
         return [
@@ -170,8 +169,9 @@ def spot(row: Row, x: str, y: str) -> tuple[Estimate, Estimate] | None:
 
 def intervals(plot: Plot, x: Estimate, y: Estimate) -> None:
     """Plots a point with its intervals."""
-    if x.low is not None and y.low is not None:
+    if x.low is not None and x.high is not None:
         plot.hlines(y.value, x.low, x.high, color="C1", alpha=0.25, linewidth=1)
+    if y.low is not None and y.high is not None:
         plot.vlines(x.value, y.low, y.high, color="C1", alpha=0.25, linewidth=1)
     plot.plot([x.value], [y.value], "D", color="C1", markersize=4)
 
@@ -181,7 +181,8 @@ def intervals(plot: Plot, x: Estimate, y: Estimate) -> None:
 
 def short_table(found: Findings, column: str) -> str:
     """Returns the methods at their defaults, the best first: what they cost, and one column under four controls."""
-    heads = ["method", "evaluations", "effective scale", "cosine", column, *(f"against {CFG} {CONTROLS[c]}" for c in SHORTLY)]
+    against = [f"against {CFG} {CONTROLS[control]}" for control in SHORTLY]
+    heads = ["method", "evaluations", "effective scale", "cosine", column, *against]
     rows = [row for row in found.rows if row.role in ("defaults", "curve")]
     duels = {(one.row, one.control): one for one in found.duels if one.column == column}
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
@@ -190,8 +191,8 @@ def short_table(found: Findings, column: str) -> str:
         scale = "" if row.effective is None else f"{row.effective.value:.2f}"
         cosine = "" if row.cosine is None else f"{row.cosine:.2f}"
         told = [name, f"{row.evaluations or 0:g}", scale, cosine, interval_text(row.values.get(column))]
-        against = [duels.get((row.cell.name, control)) for control in SHORTLY]
-        lines.append(f"| {' | '.join([*told, *map(duel_text, against)])} |")
+        met = [duels.get((row.cell.name, control)) for control in SHORTLY]
+        lines.append(f"| {' | '.join([*told, *map(duel_text, met)])} |")
     return "\n".join(lines) + "\n"
 
 

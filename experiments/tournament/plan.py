@@ -128,8 +128,8 @@ class Plan:
     def followed(self, method: Method, scales: Sequence[float]) -> Planned:
         """Returns classifier-free guidance that has one of these scales in each step; none below 1."""
         table = [max(0.0, round(scale - 1, 6)) for scale in scales]
-        at = ("guidance=scheduled", "guidance.inner.scale=2.0", "guidance.curve._target_=guidance.Table")
-        at += ("~guidance.curve.end", "~guidance.curve.least", f"+guidance.curve.values={literal(table)}")
+        at = ["guidance=scheduled", "guidance.inner.scale=2.0", "guidance.curve._target_=guidance.Table"]
+        at += ["~guidance.curve.end", "~guidance.curve.least", f"+guidance.curve.values={literal(table)}"]
         return self.cell("followed", method.name, "followed", at, self.league.prompts)
 
     def cell(self, role: str, method: str, setting: str, overrides: Sequence[str], count: int) -> Planned:

@@ -1,14 +1,14 @@
-"""True scenes of a suite, as Frechet distances need them: to measure pictures against, and what scenes reach themselves."""
+"""True scenes of a suite, as Frechet ratios need them: to measure pictures against, and what scenes reach."""
 
 import json
 from pathlib import Path
+from typing import cast
 
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from experiments import files
-from experiments.tournament.plan import Plan
 from experiments.emoji.world import World, load_atlas, settings_of
 from experiments.files import CONF, say
 from experiments.metrics import Bench
@@ -16,6 +16,7 @@ from experiments.metrics.features import extract, frechet_distance, gaussian, lo
 from experiments.metrics.folders import FinishedRun, open_reference
 from experiments.pictures import save_png
 from experiments.run.prompts import scenes_of
+from experiments.tournament.plan import Plan
 
 OWN, OTHER, FOUND = "own", "other", "distance.json"
 OTHER_SCENES = 1_000_003  # a seed of scenes that no suite uses
@@ -35,11 +36,12 @@ def references(folder: Path, plan: Plan, cfg: DictConfig, bench: Bench) -> Path 
         return None
     with files.locked(folder):
         if not (out / FOUND).exists():
-            world = World(**settings_of(OmegaConf.load(CONF / "world" / f"{suite.world}.yaml")))
+            world = World(**settings_of(cast(DictConfig, OmegaConf.load(CONF / "world" / f"{suite.world}.yaml"))))
             atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
             for name, seed in ((OWN, suite.scenes_seed), (OTHER, OTHER_SCENES)):
                 (out / name).mkdir(parents=True, exist_ok=True)
-                for position, (scenes, index) in enumerate(scenes_of(OmegaConf.merge(suite, {"scenes_seed": seed}), atlas)):
+                group = cast(DictConfig, OmegaConf.merge(suite, {"scenes_seed": seed}))
+                for position, (scenes, index) in enumerate(scenes_of(group, atlas)):
                     image = Image.fromarray(scenes[index].image.permute(1, 2, 0).numpy())
                     save_png(image, out / name / f"{position:05d}.png")
             files.write(out / FOUND, json.dumps({"frechet": distance(out, cfg, bench)}) + "\n")

@@ -20,7 +20,7 @@ from experiments.metrics.estimates import TIE, Estimate, two_way
 from experiments.sweeps.claims import holm
 from experiments.sweeps.differences import Pooled, by_estimates
 from experiments.sweeps.folder import Cell, cells
-from experiments.tournament.plan import CFG, Method
+from experiments.tournament.plan import Method
 
 CONTROLS = {
     "nominal": "at the same nominal scale",
@@ -51,8 +51,8 @@ class Column:
         found = cell.estimate(self.measure)
         if found is None:
             return None
-        value, low, high = (None if found[key] is None else found[key] / self.over for key in ("value", "low", "high"))
-        return Estimate(value, low, high, found["count"])
+        low, high = (None if found[edge] is None else found[edge] / self.over for edge in ("low", "high"))
+        return Estimate(found["value"] / self.over, low, high, found["count"])
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def columns_of(cfg: DictConfig, folder: Path) -> tuple[Column, ...]:
     over = json.loads(known.read_text(encoding="utf-8")) if known.is_file() else {}
     return tuple(
         Column(str(name), entry.measure, entry.better, over.get(entry.measure, 1.0))
-        for name, entry in cfg.columns[cfg.model.subject].items()
+        for name, entry in cfg.table[cfg.model.subject].items()
     )
 
 
@@ -134,10 +134,10 @@ def row_of(cell: Cell, methods: Mapping[str, Method], columns: Sequence[Column])
     role, method, setting = (cell.axes[key] for key in ("role", "method", "setting"))
     run = cell.folder / "run.json"
     guidance = json.loads(run.read_text(encoding="utf-8"))["config"]["guidance"] if run.is_file() else {}
-    scale = cell.estimate("effective_scale")
-    cosine = cell.estimate("effective_scale/cosine")
+    scale, cosine = cell.estimate("effective_scale"), cell.estimate("effective_scale/cosine")
     nominal = methods[method].scale_of(guidance) if method in methods else guidance.get("scale")
-    known = Estimate(nominal, None, None, len(cell.records)) if role in ("curve", "tuning") else None
+    exact = nominal if role in ("curve", "tuning") else None
+    known = None if exact is None else Estimate(exact, None, None, len(cell.records))
     return Row(
         cell,
         role,
@@ -145,7 +145,7 @@ def row_of(cell: Cell, methods: Mapping[str, Method], columns: Sequence[Column])
         setting,
         nominal,
         Estimate(*(scale[key] for key in ("value", "low", "high", "count"))) if scale else known,
-        1.0 if known else cosine and cosine["value"],
+        1.0 if known else cosine["value"] if cosine else None,
         mean_of(cell, "evaluations"),
         mean_of(cell, "seconds"),
         {column.name: column.value(cell) for column in columns},
@@ -174,10 +174,10 @@ def controls_of(
         yield "effective", on_curve(curve, row.effective.value)
     if row.role == "defaults":
         own = {other.role: other.cell for other in rows if other.method == row.method}
-        as_many = any(row.evaluations == mean_of(cell, "evaluations") for cell in curve.values())
+        of_cfg = max((mean_of(cell, "evaluations") or 0 for cell in curve.values()), default=0)
         if "evaluations" in own:
             yield "evaluations", (Pooled((own["evaluations"],)), f"{mean_of(own['evaluations'], 'evaluations'):g} each")
-        elif as_many:
+        elif abs((row.evaluations or 0) - of_cfg) <= 1:  # half a step
             yield "evaluations", (nominal[0], f"it takes as many by itself; {nominal[1]}")
         else:
             yield "evaluations", (None, "was not drawn")
@@ -229,7 +229,7 @@ def of_whole_cells(nothing: Duel, row: Row, against: Pooled, column: Column) -> 
     """Compares values of all of a cell's pictures, such as Frechet distances, as independent and normal."""
     counts = {cell.estimate(column.measure)["count"] for cell in (row.cell, *against.cells)}  # type: ignore[index]
     if len(counts) > 1:
-        return replace(nothing, note=f"of unequal numbers of pictures, which this measure does not bear; {nothing.note}")
+        return replace(nothing, note=f"of unequal numbers of pictures, which it does not bear; {nothing.note}")
     found = by_estimates([(Pooled((row.cell,)), against)], column.measure, column.measure)
     if found.estimate is None:
         return replace(nothing, note="; ".join(found.lacking))

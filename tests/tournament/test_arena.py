@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import open_clip
 import pytest
-from folders import JUDGE, randomise
+from folders import CLIP, JUDGE, randomise
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
+from safetensors.torch import save_file
 from scipy.stats import ttest_1samp
 from tiny import Outcome
 
@@ -22,7 +25,7 @@ import experiments.run.cli
 from experiments import arena
 from experiments.emoji.judge import NATURAL, Judge, save_judge
 from experiments.files import CONF, read_lines
-from experiments.run import build
+from experiments.run import build, geneval
 from experiments.sweeps.folder import Cell
 from experiments.tournament.plan import Method, changes, literal, method_of
 from experiments.tournament.verdicts import on_curve
@@ -201,6 +204,29 @@ def test_verdicts_follow_from_the_stored_scores(out: Path, column: str) -> None:
         assert [corrected for _, corrected in known] == pytest.approx(holm([p for p, _ in known]))
 
 
+def test_photographs_are_measured_by_clip(cli: Callable[..., Outcome], tiny_folder: Path, tmp_path: Path) -> None:
+    """The same verb, a model of photographs: GenEval's tasks, and a CLIP in the judge's place."""
+    network = randomise(open_clip.model.CLIP(**CLIP))
+    save_file(network.state_dict(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP}))
+    out = tmp_path / "out"
+    asked = ["model=file", f"model.path={tiny_folder}", "dtype=float32", "sampler.steps=2", "bootstrap.resamples=20"]
+    asked += ["league=quick", "league.prompts=3", "league.tuning_prompts=1", "league.curve=[3.0]", "league.pictures=1"]
+    asked += ["only=[tcfg]", f"clip_model={tmp_path}", f"out={out}"]
+    outcome = cli("arena", *asked, "~measures.photo.pick_score")
+    assert outcome.status == 0, outcome.err
+    row = row_of(out, "tcfg/defaults")
+    assert {name for name, value in row["values"].items() if value} == {
+        "CLIP score",
+        "diversity",
+        "saturation",
+        "contrast",
+    }
+    assert read_lines(out / "cells/tcfg/defaults/samples.jsonl")[0]["prompt"] == geneval.scenes(0)[0]["prompt"]
+    assert cli("geneval", f"run={out / 'cells/tcfg/defaults'}", f"out={tmp_path / 'layout'}").status == 0
+    assert len(list((tmp_path / "layout").rglob("*.png"))) == 6
+
+
 def test_the_best_scale_is_chosen_on_other_prompts(out: Path) -> None:
     worth = {}
     for scale in ("1", "3", "30"):
@@ -301,10 +327,12 @@ def test_the_page_holds_all_there_is_and_needs_no_network(out: Path) -> None:
 
 @pytest.mark.browser
 def test_the_ranking_in_a_browser(out: Path) -> None:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(channel="chromium", args=["--no-sandbox"])
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium is installed")
+    sync = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed")
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])  # for root
         page, errors = browser.new_page(), list[str]()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto((out / "report.html").resolve().as_uri())

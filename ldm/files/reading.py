@@ -19,7 +19,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import Tensor, nn
 
 from ldm.autoencoder import Autoencoder
-from ldm.config import ModelConfig
+from ldm.config import AutoencoderConfig, ModelConfig
 from ldm.files import config_files, names
 from ldm.files.messages import one_line, quoted
 from ldm.files.names import STEMS, Source, Sources
@@ -196,6 +196,21 @@ def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device
     for part, network in names.parts(model).items():
         fill([(network, sources[part])], files[part], names.is_constant, f"{folder}/{part}", dtype, device)
     return model
+
+
+def read_autoencoder(folder: Path) -> tuple[Autoencoder, AutoencoderConfig]:
+    """Returns the autoencoder of its own folder in diffusers' layout, such as `vae` of a model, in float32.
+
+    Raises ValueError, or OSError of a file.
+    """
+    config = config_files.autoencoder_from_diffusers(read_json(folder / "config.json"), str(folder))
+    with torch.device("meta"):
+        network = Autoencoder(config).eval().requires_grad_(False)
+    present = [f"vae/{path.name}" for path in folder.iterdir()]
+    files = [folder / name.removeprefix("vae/") for name in weight_files("vae", present)]
+    sources = {name: Source(names.rename(name, names.DIFFUSERS)) for name in network.state_dict()}
+    fill([(network, sources)], files, names.is_constant, str(folder), torch.float32, torch.device("cpu"))
+    return network, config
 
 
 def told_in(folder: Path) -> list[str]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from experiments.emoji.judge import JudgeOutput, load_judge
 from experiments.emoji.world import EmojiScenes, World, batch_of, load_atlas, settings_of
-from experiments.files import CONF
+from experiments.files import CONF, UserError
 from experiments.training import loop as verb
 from experiments.training import parts
 from experiments.training.loop import joined
@@ -263,6 +263,24 @@ def test_the_text_tower_becomes_the_text_encoder(folder):
     ).network
     written.load_state_dict(load_file(folder / "clip" / "model" / "open_clip_model.safetensors"))
     assert torch.allclose(written.encode_text(ids), network.encode_text(ids), atol=1e-2)
+
+
+def test_the_folders_that_were_written_serve_as_well_as_the_checkpoints(folder):
+    cfg = config(folder, "unet")
+    scenes = EmojiScenes(*world_of(folder, cfg))
+    of_checkpoints = parts.UNetPart(cfg.part, scenes, *(folder / p / "checkpoint.pt" for p in ("autoencoder", "clip")))
+    of_folders = parts.UNetPart(cfg.part, scenes, *(folder / p / "model" for p in ("autoencoder", "clip")))
+    assert of_folders.config == of_checkpoints.config
+    for network in ("autoencoder", "text_encoder"):
+        one, two = (getattr(part, network).state_dict() for part in (of_checkpoints, of_folders))
+        for name, value in one.items():
+            assert torch.equal(value.half(), two[name].half()), name  # the folders are in 16 bits
+
+
+def test_a_folder_that_is_no_part_is_one_line(folder, tmp_path):
+    for setting in ("autoencoder", "clip"):
+        with pytest.raises(UserError, match=str(tmp_path)):
+            verb.train(config(folder, "unet", f"{setting}={tmp_path}", f"out={tmp_path / 'out'}"))
 
 
 def test_clip_finds_captions(folder, tmp_path):

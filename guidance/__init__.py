@@ -15,6 +15,7 @@ from guidance.everywhere import AttentionTemperature, FreeU, SparseCross
 from guidance.fdg import FrequencyDecoupled
 from guidance.icg import IndependentCondition
 from guidance.interval import Interval
+from guidance.mambo import MagnitudeAware
 from guidance.mix import Linear, Mix
 from guidance.momentum import Momentum
 from guidance.multistage import Multistage, Stage
@@ -50,6 +51,7 @@ __all__ = [
     "IndependentCondition",
     "Interval",
     "Linear",
+    "MagnitudeAware",
     "CFGPlusPlus",
     "Mix",
     "Momentum",

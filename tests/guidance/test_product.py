@@ -26,6 +26,7 @@ from guidance import (
     IndependentCondition,
     Interval,
     Linear,
+    MagnitudeAware,
     Mix,
     Momentum,
     Multistage,
@@ -68,6 +69,7 @@ RULES: dict[str, Mix] = {
     "fdg": FrequencyDecoupled(),
     "samg": SpatiallyAdaptive(),
     "smc": SlidingMode(gain=0.1),
+    "mambo": MagnitudeAware(),
 }
 WEAK: dict[str, Callable[[Mix], Guidance]] = {
     "cfg": lambda mix: ClassifierFree(3, mix),

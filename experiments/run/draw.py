@@ -183,9 +183,10 @@ def draw_batch(
 ) -> Drawn:
     """Draws a batch, and calls `progress` after every step."""
     counted = {name: Counted(predict) for name, predict in machine.networks.items()}
-    watched = replace(machine, networks={**counted, ASIDE: machine.networks["main"]})
+    aside = {ASIDE: machine.networks["main"]} if observers else {}
+    watched = replace(machine, networks={**counted, **aside})
     guidance = reduce(lambda inner, observer: observer.around(inner), observers, machine.guidance)
-    for step, x_t, x_0 in moments(watched, batch, guidance):
+    for step, x_t, x_0 in moments(watched, batch, guidance):  # noqa: B007
         progress()
         for observer in observers:
             observer.see(step, x_0)

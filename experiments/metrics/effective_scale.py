@@ -4,18 +4,15 @@ Merely raising that scale rivals most guidance methods (GA-Eval, arXiv 2602.2257
 their effective scales are equal.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from experiments.files import UserError
 from experiments.metrics import Bench, Result, Unmeasurable
+from experiments.metrics.again import job_of
 from experiments.metrics.folders import FinishedRun
 from experiments.run import draw
 from guidance import Branch, Guidance, Wrapper
@@ -70,9 +67,7 @@ class EffectiveScale:
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
         if type(self.pictures) is not int or self.pictures < 1:
             raise UserError(f"pictures={self.pictures}: must be a whole number of at least 1")
-        check_stored(run.config, run.folder / "run.json", self.packages)
-        again = {**run.config, "device": str(bench.device), "logger": {"name": "none"}, "shard": "0/1"}
-        job = draw.prepare(OmegaConf.create(again))
+        job = job_of(run, bench, self.packages)
         count, size = min(self.pictures, len(job.request.pictures)), job.request.together
         seen = [projections(job, i, min(size, count - i)) for i in range(0, count, size)]
         scale, cosine = (torch.cat([batch[key] for batch in seen], dim=1) for key in ("scale", "cosine"))  # [S, N]
@@ -85,32 +80,6 @@ class EffectiveScale:
             [{"file": r["file"], "value": s} for r, s in zip(run.records, scales, strict=False)],
             {"by_step": curve},
         )
-
-
-def check_stored(config: Any, file: Path, packages: Sequence[str]) -> None:
-    """Raises UserError where a config of a file of results would make anything but what these packages define.
-
-    The file may be a stranger's: `_target_` may name any function that Python can reach, also by way of a module that
-    one of the packages imports, and an interpolation may hold another config. A run's own config has none.
-    """
-    if isinstance(config, str) and "${" in config:
-        raise UserError(f"{file}: {config!r}: an interpolation has no place in a finished run's config")
-    if isinstance(config, dict | list):
-        for entry in config.values() if isinstance(config, dict) else config:
-            check_stored(entry, file, packages)
-    if isinstance(config, dict) and "_target_" in config and not defined_in(config["_target_"], packages):
-        raise UserError(f"{file}: _target_: {config['_target_']}: is not of {', '.join(packages)}")
-
-
-def defined_in(target: Any, packages: Sequence[str]) -> bool:
-    """Whether a dotted name lies in one of the packages, and what it names was defined there."""
-    within = [package for package in packages if isinstance(target, str) and target.startswith(f"{package}.")]
-    try:
-        found = get_object(target) if within else None
-    except (ImportError, ValueError):
-        return False
-    home = getattr(found, "__module__", None) or ""
-    return any(f"{home}.".startswith(f"{package}.") for package in within)
 
 
 def projections(job: draw.Job, first: int, count: int) -> dict[str, Any]:

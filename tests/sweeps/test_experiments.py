@@ -7,6 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+import experiments.run.cli  # noqa: F401 (which registers the resolvers)
 from experiments.files import CONF
 from experiments.run import build
 from experiments.sweeps import folder as sweeps

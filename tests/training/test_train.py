@@ -64,7 +64,14 @@ def overrides(folder, part, *more):
     places = ["device=cpu", f"icons={folder / 'icons'}", f"cache={folder / 'cache'}", f"out={folder / 'out'}"]
     places += [f"{earlier}={folder / earlier / 'checkpoint.pt'}" for earlier in ("autoencoder", "clip")]
     short = ["part.steps=6", "part.batch=4", "part.micro=2", "part.warmup=2", "log_every=2", "save_seconds=1000"]
-    return [f"part=small/{part}", *places, *TINY_WORLD, *(TINY_FLOW if part == "unet_flow" else TINY[part]), *short, *more]
+    return [
+        f"part=small/{part}",
+        *places,
+        *TINY_WORLD,
+        *(TINY_FLOW if part == "unet_flow" else TINY[part]),
+        *short,
+        *more,
+    ]
 
 
 def config(folder, part, *more):

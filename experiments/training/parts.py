@@ -149,9 +149,9 @@ class ClipPart(Part):
 class UNetPart(Part):
     """The U-Net with the text encoder: L_simple (Ho et al. 2020, eq. 14) on latents of a trained autoencoder.
 
-    The target is what the schedule's prediction names: the noise, v (Salimans & Ho 2022), x_0, or on a flow the velocity
-    eps - x_0 (Liu et al. 2022). The U-Net has the latents' channels, unless its settings say otherwise. The text encoder
-    begins as CLIP's text tower and learns on, unless `train_text` is off.
+    The target is what the schedule's prediction names: the noise, v (Salimans & Ho 2022), x_0, or, on a flow, the
+    velocity eps - x_0 (Liu et al. 2022). The U-Net has the latents' channels, unless its settings say otherwise. The
+    text encoder begins as CLIP's text tower and learns on, unless `train_text` is off.
 
     Even at the largest t the mean of x_t over its cells betrays that of x_0 (alpha_bar there is not 0): the network
     finds the background's colour in it and does not learn it from the text. `noise_offset` is the standard deviation of

@@ -19,8 +19,6 @@ from experiments.run.logger import Logger
 from ldm.config import ScheduleConfig
 from samplers import Denoised
 
-FREE = ("batch_size", "max_batch", "device", "compile", "deterministic", "save_latents")  # settings of no other picture
-
 
 @dataclass(frozen=True)
 class Convergence:
@@ -81,6 +79,5 @@ def draws_noise(sampler: DictConfig, schedule: ScheduleConfig) -> bool:
 
 
 def digest(settings: dict[str, Any]) -> str:
-    """Returns a name for what determines the pictures, so that each has a folder of its own."""
-    kept = {key: value for key, value in settings.items() if key not in FREE}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    """Returns a name for a run's settings, so that each has a folder of its own."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -24,10 +24,10 @@ class InversionError(Scenes):
     """Scenes inverted and drawn again under one guidance, with their captions as prompts (Song et al. 2021, sec. 4.3).
 
     guidance      both ways the same
-    steps         of DDIM, of the model's own spacing or `spacing`; refinements: fixed-point iterations for each of them
+    steps         of DDIM, of the model's own spacing or `spacing`; refinements: fixed-point iterations of each of them
 
-    value: |again - x_0| / |x_0| over a scene's latent, mean over scenes. psnr: of the decoded pictures, in dB. x_T: root
-    mean square of the noise that was found; 1 for noise as the network was trained on.
+    value: |again - x_0| / |x_0| over a scene's latent, mean over scenes. psnr: of the decoded pictures, in dB. x_T:
+    root mean square of the noise that was found; 1 for noise as the network was trained on.
     """
 
     guidance: Guidance = field(default_factory=lambda: ClassifierFree(1.0))

@@ -30,7 +30,7 @@ class Convergence:
     packages  may define what run.json names, which may be a stranger's
     """
 
-    steps: int = 400
+    steps: int = 200
     spacing: str | None = "karras"
     folder: str | None = None
     packages: list[str] = field(default_factory=lambda: ["guidance", "samplers"])

@@ -68,6 +68,7 @@ class ScheduleConfig:
     beta_end: float = 0.012
     zero_terminal_snr: bool = False  # betas rescaled so that alpha_bar is 0 at the last timestep
     shift: float = 1.0  # of a flow: s becomes shift s / (1 + (shift - 1) s)
+    times: str = "logit_normal"  # or "uniform": of a flow in training; no file of weights tells it
     prediction: str = "eps"  # or "v", "x0", "flow"; "" where a file does not say
     spacing: str = "leading"  # or "trailing", "linspace"
     steps_offset: int = 1  # added to leading timesteps

@@ -119,7 +119,7 @@ def micro_batches(cfg: DictConfig, scenes: EmojiScenes, steps: range, team: "Tea
 
 def build_part(cfg: DictConfig, scenes: EmojiScenes) -> Part:
     """Returns the part that the config names, with its initial weights."""
-    if cfg.part.name == "unet":
+    if "unet" in cfg.part:
         return UNetPart(cfg.part, scenes, Path(cfg.autoencoder), Path(cfg.clip))
     kinds: dict[str, Callable[[DictConfig, EmojiScenes], Part]]
     kinds = {"autoencoder": AutoencoderPart, "clip": ClipPart, "judge": JudgePart, "classifier": ClassifierPart}

@@ -156,9 +156,10 @@ class ClipPart(Part):
 class UNetPart(Part):
     """The U-Net with the text encoder: L_simple (Ho et al. 2020, eq. 14) on latents of a trained autoencoder.
 
-    The target is what the schedule's prediction names: the noise, v (Salimans & Ho 2022) or x_0. `min_snr` is the
-    gamma of Hang et al. 2023, None for no weights. The text encoder begins as CLIP's text tower and learns on, unless
-    `train_text` is off.
+    The target is what the schedule's prediction names: the noise, v (Salimans & Ho 2022), x_0, or, on a flow, the
+    velocity eps - x_0 (Liu et al. 2022). `min_snr` is the gamma of Hang et al. 2023, None for no weights. The U-Net has
+    the latents' channels, unless its settings say otherwise. The text encoder begins as CLIP's text tower and learns
+    on, unless `train_text` is off.
 
     Even at the largest t the mean of x_t over its cells betrays that of x_0 (alpha_bar there is not 0): the network
     finds the background's colour in it and does not learn it from the text. `noise_offset` is the standard deviation of
@@ -169,8 +170,9 @@ class UNetPart(Part):
         super().__init__()
         self.autoencoder, latents = load_autoencoder(autoencoder, scenes)
         text, tower = load_text_tower(clip)
+        channels = latents.latent_channels
         self.config = ModelConfig(
-            UNetConfig(**settings_of(cfg.unet)),
+            UNetConfig(**{"in_channels": channels, "out_channels": channels, **settings_of(cfg.unet)}),
             latents,
             text,
             ScheduleConfig(**settings_of(cfg.schedule)),
@@ -184,7 +186,8 @@ class UNetPart(Part):
         self.text_encoder.token_embedding = self.table  # type: ignore[assignment]
         self.text_encoder.requires_grad_(cfg.train_text)
         self.network = nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
-        self.schedule = Schedule.of(self.config.schedule)
+        with as_user_error("part.schedule: "):
+            self.schedule = Schedule.of(self.config.schedule)
         self.caption_dropout = cfg.caption_dropout
         self.noise_offset = cfg.noise_offset
         self.min_snr = cfg.min_snr

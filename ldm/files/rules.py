@@ -111,6 +111,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "beta_end": between(0, 1),
         "zero_terminal_snr": FLAG,
         "shift": between(0, 1000),
+        "times": one_of("logit_normal", "uniform"),
         "prediction": one_of(*PREDICTIONS, ""),
         "spacing": one_of("leading", "trailing", "linspace"),
         "steps_offset": whole(0, 10**6),

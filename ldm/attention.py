@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm import cpu
-from ldm.condition import Condition
+from ldm.condition import Condition, Unfit
 from ldm.layers import Conv2d, GroupNorm, Linear
 
 
@@ -88,6 +88,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, site: Site, edits: AttentionEdits) -
         elif any(changes):
             out.append(cpu.attention(q_k, k_k, v_k))
     return torch.cat(out) if out else cpu.attention(q, k, v)  # the same bits where all look
+
+
+def check_cross(edits: AttentionEdits, layers: Sequence[str], tokens: Tensor | None) -> None:
+    """Raises Unfit for an edit that would act on cross-attention alone, where there is nothing to attend to.
+
+    layers  the dotted names of the network's attention layers
+    tokens  of the condition [B, L, D]: the weight of a single one is 1, whatever its score
+    """
+    if tokens is not None and tokens.shape[1] > 1:
+        return
+    for edit in (edit for branch in edits for edit in branch):
+        acts = {kind: any(edit.where(Site(name, kind, 1, 1)) for name in layers) for kind in ("self", "cross")}
+        if acts["cross"] and not acts["self"]:
+            there = "no tokens" if tokens is None else "one token, whose weight is always 1"
+            raise Unfit(f"it acts on the attention to a prompt's words, and this model is told {there}")
 
 
 def edited(q: Tensor, k: Tensor, site: Site, edits: Sequence[AttentionEdit]) -> Tensor:
@@ -192,12 +207,12 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Residual transformer over the patches of a feature map [B, C, h, w], told the condition's tokens."""
 
-    def __init__(self, channels: int, heads: int, text_width: int | None, linear_projection: bool, norm_groups: int):
+    def __init__(self, channels: int, heads: int, text_width: int | None, linear: bool, groups: int, depth: int = 1):
         super().__init__()
-        self.norm = GroupNorm(norm_groups, channels, eps=1e-6)
-        self.proj_in = Linear(channels, channels) if linear_projection else Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, text_width)])
-        self.proj_out = Linear(channels, channels) if linear_projection else Conv2d(channels, channels, 1)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, text_width) for _ in range(depth))
+        self.proj_out = Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, condition: Condition, edits: AttentionEdits) -> Tensor:
         size = (x.shape[2], x.shape[3])

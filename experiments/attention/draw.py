@@ -62,7 +62,9 @@ def save_sheets(picture: Tensor, seen: list[Moment], title: str, folder: Path) -
 
 
 def check_words(model: LatentDiffusion, prompts: list[str]) -> None:
-    """Warns of text beyond the 77 tokens. Raises UserError for a prompt without words."""
+    """Warns of text beyond the 77 tokens. Raises UserError for a prompt without words, and a model that takes none."""
+    if model.config.condition != "text":
+        raise UserError(f"visualize shows where words act, and this model is told {model.config.condition}")
     tokens = model.tokenizer(prompts)
     for prompt, words, cut in zip(prompts, tokens.spans, tokens.cut, strict=True):
         if not words:

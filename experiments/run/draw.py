@@ -28,7 +28,9 @@ from experiments.run.logger import Logger
 from experiments.run.memory import check_memory
 from experiments.run.prompts import Prompt
 from guidance import Guidance, Stage, Unfit, guided
+from guidance.branch import name_of
 from ldm import LatentDiffusion
+from ldm.condition import Sizes
 from samplers import ImageNoise, KeyedNoise, Step
 from samplers.predict import Predict
 
@@ -42,6 +44,7 @@ class Job:
     settings  the config, less what no picture depends on
     contents  hashes of the files that it names, see `contents`
     size      height and width in pixels
+    sizes     the same and more, as models like SDXL are told of it
     stages    the prompts that the guidance shows, and for how many steps; None is the picture's own
     x_T       the first draws of all pictures [N, C, h, w], where a file gives them
     """
@@ -51,6 +54,7 @@ class Job:
     settings: dict[str, Any]
     contents: dict[str, str]
     size: tuple[int, int]
+    sizes: Sizes
     stages: list[Stage]
     x_T: Tensor | None
 
@@ -61,20 +65,20 @@ def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
     load  what loads its models, see `build.machine`
     """
     settings.check(cfg)
-    request = build.request(cfg)
     machine = build.machine(cfg, load)
     model = machine.model
+    request = build.request(cfg, model.config.classes.names)
     size = build.size(model, request.height, request.width)
+    sizes = build.sizes(cfg.get("task"), model, size)
     check_memory(model, size, request.together)
     shape = len(request.pictures), *model.latent_shape(*size)
     x_T = None if request.noise is None else read_noise(request.noise, shape)
     stages = build.stages(machine.guidance, machine.steps)
-    if request.prompts[0].text is None and any(stage.prompt is None for stage in stages):
-        raise UserError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
+    build.check_prompts(model, request.prompts, stages)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     kept = {key: value for key, value in config.items() if key not in ("logger", "shard")}
-    hashes = contents(request.prompts, request.noise, {"the model": model, **machine.others})
-    return Job(request, machine, kept, hashes, size, stages, x_T)
+    hashes = contents(request.prompts, request.noise, {"the model": model, **machine.others}, machine.guidance)
+    return Job(request, machine, kept, hashes, size, sizes, stages, x_T)
 
 
 # --- one batch --------------------------------------------------------------------------------------------------------
@@ -86,19 +90,21 @@ class Batch:
 
     x_T    [B, C, h, w], standard normal
     noise  () -> the next draw [B, C, h, w] of each picture's stream, for samplers that add noise
+    sizes  what models like SDXL are told of the pictures
     """
 
     prompts: list[Prompt]
     seeds: list[int]
     x_T: Tensor
     noise: ImageNoise
+    sizes: Sizes
 
 
 def batch_of(job: Job, first: int, count: int) -> Batch:
     """Returns so many of a job's pictures, from the one at position `first` on."""
     pictures = job.request.pictures[first : first + count]
     prompts, seeds = [job.request.prompts[p] for p, _ in pictures], [seed for _, seed in pictures]
-    batch = from_seeds(job.machine.model, prompts, seeds, job.size)
+    batch = replace(from_seeds(job.machine.model, prompts, seeds, job.size), sizes=job.sizes)
     if job.x_T is None:
         return batch
     return replace(batch, x_T=job.x_T[first : first + count].to(job.machine.model.device))
@@ -107,7 +113,7 @@ def batch_of(job: Job, first: int, count: int) -> Batch:
 def from_seeds(model: LatentDiffusion, prompts: list[Prompt], seeds: list[int], size: tuple[int, int]) -> Batch:
     """Returns a batch whose first draws come from the seeds."""
     noise = ImageNoise(seeds, model.latent_shape(*size), model.device)
-    return Batch(prompts, seeds, noise(), noise)
+    return Batch(prompts, seeds, noise(), noise, Sizes(size))
 
 
 @torch.no_grad()
@@ -117,7 +123,8 @@ def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) ->
     Raises UserError, after the last step, if latents are not finite, and names the step at which they ceased to be.
     """
     texts, negative = [prompt.text or "" for prompt in batch.prompts], [prompt.negative for prompt in batch.prompts]
-    conditions = machine.model.conditions(texts, negative, KeyedNoise(batch.seeds, machine.model.device))
+    noise = KeyedNoise(batch.seeds, machine.model.device)
+    conditions = machine.model.conditions(texts, negative, noise, sizes=batch.sizes)
     denoise = guided(machine.networks, guidance or machine.guidance, conditions, machine.max_batch)
     finite = []
     try:
@@ -125,7 +132,7 @@ def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) ->
             finite.append(x_t.isfinite().all())
             yield step, x_t, x_0
     except Unfit as error:
-        raise UserError(f"guidance: {error}") from error
+        raise UserError(f"guidance: {name_of(guidance or machine.guidance)}: {error}") from error
     bad = (~torch.stack(finite)).nonzero().flatten().tolist()  # looked at once, so that the loop never waits for a GPU
     if bad:
         step = machine.steps[bad[0]]
@@ -280,6 +287,7 @@ def with_own_prompt(stages: Sequence[Stage], prompt: Prompt) -> list[Stage]:
 def determined_by(job: Job, prompt: Prompt, seed: int) -> dict[str, Any]:
     """What a picture depends on, so that equal pictures are equal files: no path, device, time or neighbours."""
     asked, hashes = job.settings, {k: v for k, v in job.contents.items() if k != "prompts"}
+    told = {} if job.machine.model.config.text_2 is None else {"sizes": job.sizes.numbers}
     return {
         "prompt": prompt.text,
         "negative_prompt": prompt.negative,
@@ -287,9 +295,18 @@ def determined_by(job: Job, prompt: Prompt, seed: int) -> dict[str, Any]:
         "size": job.size,
         "model": {key: asked["model"][key] for key in ("name", "prediction", "ema")},
         "contents": hashes,
+        **told,
         "batch_size": None if job.request.deterministic else job.request.batch_size,
-        **{key: asked[key] for key in ("sampler", "guidance", "dtype", "max_batch", "compile", "deterministic")},
+        "guidance": without_paths(asked["guidance"]),
+        **{key: asked[key] for key in ("sampler", "dtype", "max_batch", "compile", "deterministic")},
     }
+
+
+def without_paths(settings: Any) -> Any:
+    """Settings without the paths of a guidance's networks, whose hashes are among the contents."""
+    if isinstance(settings, dict):
+        return {key: without_paths(value) for key, value in settings.items() if key != "path"}
+    return [without_paths(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -309,6 +326,8 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 def cut_prompts(model: LatentDiffusion, prompts: Sequence[Prompt], stages: Sequence[Stage]) -> Mapping[int, str]:
     """Warns of text beyond the 77 tokens. Returns what is cut off, by prompt index."""
+    if model.config.condition != "text":
+        return {}
     cut: dict[int, list[str]] = {}
     own = [stage.prompt for stage in stages if stage.prompt is not None]
     for p, prompt in enumerate(prompts):
@@ -337,4 +356,4 @@ def contact_sheet(folder: Path, records: Sequence[Record]) -> Image.Image:
 
 def title(record: Record) -> str:
     """What a picture shows, in a line."""
-    return record.get("prompt") or " > ".join(f"{s['prompt']} ({s['steps']})" for s in record["stages"])
+    return record.get("prompt") or " > ".join(f"{s['prompt']} ({s['steps']})" for s in record.get("stages", ()))

@@ -30,6 +30,7 @@ from experiments.files import UserError, atomically, difference, say, write
 from experiments.pictures import save_png
 from experiments.run import build
 from experiments.run.logger import Logger
+from experiments.training.classifier import ClassifierPart
 from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
 
 CLIPPED_NORM = 1.0  # of the gradient, at most
@@ -118,10 +119,10 @@ def micro_batches(cfg: DictConfig, scenes: EmojiScenes, steps: range, team: "Tea
 
 def build_part(cfg: DictConfig, scenes: EmojiScenes) -> Part:
     """Returns the part that the config names, with its initial weights."""
-    if cfg.part.name == "unet":
+    if "unet" in cfg.part:
         return UNetPart(cfg.part, scenes, Path(cfg.autoencoder), Path(cfg.clip))
     kinds: dict[str, Callable[[DictConfig, EmojiScenes], Part]]
-    kinds = {"autoencoder": AutoencoderPart, "clip": ClipPart, "judge": JudgePart}
+    kinds = {"autoencoder": AutoencoderPart, "clip": ClipPart, "judge": JudgePart, "classifier": ClassifierPart}
     return kinds[cfg.part.name](cfg.part, scenes)
 
 
@@ -260,9 +261,12 @@ class Progress:
                 self.save()
 
     def draw(self, logger: Logger) -> None:
-        """Writes and logs what the averaged network can do by now."""
+        """Writes and logs what the averaged network can do by now: a picture, and numbers for the history."""
         with self.state.averaged():
-            picture = self.part.picture(self.held_out)
+            picture, measures = self.part.picture(self.held_out), self.part.measures(self.held_out)
+        if measures:
+            self.state.history.append({"step": self.state.step, **measures})
+            logger.log(self.state.history[-1])
         if picture is not None:
             save_png(picture, self.out / "picture.png")
             logger.images("pictures", [{"step": self.state.step, "file": "picture.png"}], self.out)

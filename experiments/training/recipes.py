@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from experiments.emoji.world import EmojiScenes, World, load_atlas, settings_of
+from experiments.training.classifier import ClassifierPart
 from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
 from experiments.training.vector_parts import VectorAutoencoderPart, VectorJudgePart
 from experiments.vectors.data import Source, load_drawings
@@ -48,7 +49,9 @@ def build_part(cfg: DictConfig, examples: Any) -> Part:
             return ClipPart(cfg.part, examples)
         case "world", "judge":
             return JudgePart(cfg.part, examples)
-        case "world", "unet":
+        case "world", "classifier":
+            return ClassifierPart(cfg.part, examples)
+        case "world", _ if "unet" in cfg.part:
             return UNetPart(cfg.part, examples, Path(cfg.autoencoder), Path(cfg.clip))
         case "drawings", "autoencoder":
             return VectorAutoencoderPart(cfg.part, examples)

@@ -226,7 +226,7 @@ def read_autoencoder(folder: Path) -> tuple[Autoencoder, AutoencoderConfig]:
     present = [f"vae/{path.name}" for path in folder.iterdir()]
     files = [folder / name.removeprefix("vae/") for name in weight_files("vae", present)]
     sources = {name: Source(names.rename(name, names.DIFFUSERS)) for name in network.state_dict()}
-    fill([(network, sources)], files, names.is_constant, str(folder), torch.float32, torch.device("cpu"))
+    fill([(network, sources, torch.float32)], files, names.is_constant, str(folder), torch.device("cpu"))
     return network, config
 
 

@@ -30,6 +30,7 @@ from experiments.files import UserError, atomically, difference, say, write
 from experiments.pictures import save_png
 from experiments.run import build
 from experiments.run.logger import Logger
+from experiments.training.classifier import ClassifierPart
 from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
 
 CLIPPED_NORM = 1.0  # of the gradient, at most
@@ -121,7 +122,7 @@ def build_part(cfg: DictConfig, scenes: EmojiScenes) -> Part:
     if "unet" in cfg.part:
         return UNetPart(cfg.part, scenes, Path(cfg.autoencoder), Path(cfg.clip))
     kinds: dict[str, Callable[[DictConfig, EmojiScenes], Part]]
-    kinds = {"autoencoder": AutoencoderPart, "clip": ClipPart, "judge": JudgePart}
+    kinds = {"autoencoder": AutoencoderPart, "clip": ClipPart, "judge": JudgePart, "classifier": ClassifierPart}
     return kinds[cfg.part.name](cfg.part, scenes)
 
 

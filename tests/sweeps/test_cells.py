@@ -20,7 +20,6 @@ from experiments.metrics.estimates import Estimate
 from experiments.metrics.folders import FinishedRun
 from experiments.run import draw
 from experiments.sweeps.cells import drawn_keys, measured, written
-from experiments.sweeps import cells
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A latent diffusion model as one value."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -48,16 +48,18 @@ class LatentDiffusion:
         prompts: Sequence[str],
         negative: Sequence[str] | None = None,
         noise: Callable[[str, tuple[int, ...]], Tensor] = no_noise,
+        channels: Tensor | None = None,
     ) -> Conditions:
         """What a guidance draws on, for a batch of images with these prompts.
 
         negative  negative prompts, one per image; empty by default
         noise     the images' own streams, for guidances that draw: samplers.KeyedNoise(seeds)
+        channels  [B, C, h, w], concatenated to x_t under every prompt, the negative one too: a mask, a picture
         """
 
         @lru_cache
         def encoded(texts: tuple[str, ...]) -> Condition:
-            return self.condition(texts)
+            return replace(self.condition(texts), channels=channels)
 
         def encode(texts: str | Sequence[str]) -> Condition:
             return encoded((texts,) * len(prompts) if isinstance(texts, str) else tuple(texts))
@@ -74,6 +76,10 @@ class LatentDiffusion:
             raise ValueError(f"height={height} width={width}: both must be multiples of {multiple} pixels")
         down = self.config.downscale
         return self.config.autoencoder.latent_channels, height // down, width // down
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents [B, C, h, w], in float32, of images [B, 3, H, W] in [0, 1]: the means of the posterior."""
+        return self.autoencoder.encode((2 * images - 1).to(self.device, self.dtype))[0].float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] of latents [B, C, h, w]; in slices, for a large batch takes much memory."""

@@ -9,13 +9,9 @@ import torch
 from torch import Tensor
 
 from ldm.attention import Edit
-from ldm.condition import Condition, Conditions, stack
+from ldm.condition import Condition, Conditions, Unfit, stack
 from samplers.predict import Denoise, Denoised, Predict
 from samplers.schedule import Step
-
-
-class Unfit(ValueError):
-    """A guidance asks for what the network at hand does not have; raised while sampling."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +144,7 @@ def guided(
     def denoise(x_t: Tensor, step: Step) -> Denoised:
         leaf, x_0 = x_t, dict[str, Tensor]()
         branches = guidance.branches(conditions, step)
+        check_apart(branches)
         while branches:
             if not leaf.requires_grad and any(branch.gradient for branch in branches.values()):
                 leaf = x_t.detach().requires_grad_()
@@ -160,6 +157,24 @@ def guided(
         return out if leaf is x_t else Denoised(*(tensor.detach() for tensor in out))
 
     return denoise
+
+
+def check_apart(branches: Mapping[str, Branch]) -> None:
+    """Raises Unfit for a pass beside "cond" of a network that is told nothing, and so differs from it in nothing."""
+    told = branches["cond"].condition
+    for name, branch in branches.items():
+        plain = not branch.edits and branch.network == "main" and branch.t is None and branch.x_t is None
+        untold = branch.condition.tokens is None and branch.condition.vector is None
+        if name != "cond" and plain and untold and branch.condition.channels is told.channels:
+            raise Unfit(
+                f"pass '{name}' is the same as 'cond', since this model is told nothing: it takes guidance.scale=1"
+            )
+
+
+def name_of(guidance: Guidance) -> str:
+    """A guidance and those inside it, by their classes."""
+    inner = f" of {name_of(guidance.inner)}" if hasattr(guidance, "inner") else ""
+    return type(guidance).__name__ + inner
 
 
 def begun_anew(value: Any) -> Any:

@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from guidance.branch import Branch
-from guidance.edits import candidates
+from guidance.edits import candidates, words_of
 from guidance.weak import Against
 from ldm.condition import Conditions
 from samplers.schedule import Step
@@ -23,6 +23,6 @@ class DegradedCondition(Against):
 
     def weak(self, conditions: Conditions, step: Step) -> Branch:
         cond, empty = conditions.cond, conditions.encode("")
-        assert cond.tokens is not None and empty.tokens is not None, "a prompt has tokens"
-        words = candidates(cond.spans, cond.tokens.shape[1])[:, 0, 0, :, None].to(cond.tokens.device)  # [B, L, 1]
-        return Branch(replace(cond, tokens=torch.where(words, empty.tokens, cond.tokens)))
+        tokens = words_of(cond)
+        words = candidates(cond.spans, tokens.shape[1])[:, 0, 0, :, None].to(tokens.device)  # [B, L, 1]
+        return Branch(replace(cond, tokens=torch.where(words, words_of(empty), tokens)))

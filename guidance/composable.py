@@ -19,6 +19,9 @@ class Part:
     prompt: str
     weight: float
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", str(self.prompt))  # YAML reads a class 7 as a number
+
 
 def parts(name: str, given: Sequence[Part | Mapping[str, Any]]) -> tuple[Part, ...]:
     """Parts given as such or as mappings of their fields. Raises ValueError if there is none."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.attention import AttentionEdit, Site, is_cross
-from ldm.condition import Condition, Span
+from ldm.condition import Condition, Span, Unfit
 
 LARGEST_MAP = 32 * 32  # patches of a map worth its memory, where a guidance needs maps of many layers
 
@@ -59,8 +59,14 @@ def scale_strongest_score(factor: float, argmax: str = "head") -> AttentionEdit:
 
 def with_zero_token(condition: Condition) -> Condition:
     """The same with one more token, of zeros."""
-    assert condition.tokens is not None, "a prompt has tokens"
-    return replace(condition, tokens=F.pad(condition.tokens, (0, 0, 0, 1)))
+    return replace(condition, tokens=F.pad(words_of(condition), (0, 0, 0, 1)))
+
+
+def words_of(condition: Condition) -> Tensor:
+    """The tokens [B, L, D] of a text. Raises Unfit for a condition that is none: a class, or nothing."""
+    if condition.tokens is None or condition.tokens.shape[1] == 1:
+        raise Unfit("it acts on the words of a prompt, and this model is not told a text")
+    return condition.tokens
 
 
 def without_zero_token() -> AttentionEdit:

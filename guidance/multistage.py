@@ -19,6 +19,10 @@ class Stage:
     steps: int | float
     guidance: Guidance | None = None
 
+    def __post_init__(self) -> None:
+        if self.prompt is not None:
+            object.__setattr__(self, "prompt", str(self.prompt))  # YAML reads a class 7 as a number
+
 
 @dataclass(frozen=True)
 class Multistage:

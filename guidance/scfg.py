@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -37,17 +38,20 @@ class SemanticAware:
     def __post_init__(self) -> None:
         check_number("scale", self.scale)
 
-    def look(self, name: str) -> AttentionEdit:
+    def look(self, name: str) -> tuple[AttentionEdit, ...]:
         def store(site: Site, weights: Tensor) -> None:
             self.maps[name, site.name] = (site, weights.mean(dim=1))
 
-        return record(store, is_small)
+        def small(kind: str) -> Callable[[Site], bool]:
+            return lambda site: site.kind == kind and is_small(site)
+
+        return tuple(record(store, small(kind)) for kind in ("self", "cross"))
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         if self.scale == 1:
             return {"cond": Branch(conditions.cond)}
         passes = {"cond": conditions.cond, "negative": conditions.negative}
-        return {name: Branch(condition, (self.look(name),)) for name, condition in passes.items()}
+        return {name: Branch(condition, self.look(name)) for name, condition in passes.items()}
 
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:
         if self.scale == 1:

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm import cpu
-from ldm.condition import Condition
+from ldm.condition import Condition, Unfit
 from ldm.layers import Conv2d, GroupNorm, Linear
 
 
@@ -89,6 +89,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, site: Site, edits: AttentionEdits) -
         elif any(changes):
             out.append(cpu.attention(q_k, k_k, v_k))
     return torch.cat(out) if out else cpu.attention(q, k, v)  # the same bits where all look
+
+
+def check_cross(edits: AttentionEdits, layers: Sequence[str], tokens: Tensor | None) -> None:
+    """Raises Unfit for an edit that would act on cross-attention alone, where there is nothing to attend to.
+
+    layers  the dotted names of the network's attention layers
+    tokens  of the condition [B, L, D]: the weight of a single one is 1, whatever its score
+    """
+    if tokens is not None and tokens.shape[1] > 1:
+        return
+    for edit in (edit for branch in edits for edit in branch):
+        acts = {kind: any(edit.where(Site(name, kind, 1, 1)) for name in layers) for kind in ("self", "cross")}
+        if acts["cross"] and not acts["self"]:
+            there = "no tokens" if tokens is None else "one token, whose weight is always 1"
+            raise Unfit(f"it acts on the attention to a prompt's words, and this model is told {there}")
 
 
 def edited(q: Tensor, k: Tensor, site: Site, edits: Sequence[AttentionEdit]) -> Tensor:

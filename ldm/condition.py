@@ -11,6 +11,10 @@ import torch
 from torch import Tensor
 
 
+class Unfit(ValueError):
+    """Something is asked of a model that it does not have: a class, an attention to words, a second network."""
+
+
 @dataclass(frozen=True)
 class Span:
     """A word of a prompt, lower-cased, and its tokens: positions start .. stop - 1 among the 77."""

@@ -46,6 +46,15 @@ class TextEncoderConfig:
 
 
 @dataclass(frozen=True)
+class ClassesConfig:
+    """A table of classes, which the network is told of in the place of a text; beside them there is a null class."""
+
+    names: tuple[str, ...] = ()
+    width: int = 512
+    as_vector: bool = False  # added to the time embedding; otherwise one token of cross-attention
+
+
+@dataclass(frozen=True)
 class ScheduleConfig:
     """The numbers of the noise schedule the network was trained with; samplers.Schedule turns them into tensors."""
 
@@ -68,6 +77,8 @@ class ModelConfig:
     text: TextEncoderConfig = TextEncoderConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     image_size: int = 512  # pixels; the size it was trained at
+    condition: str = "text"  # what the network is told: a text, or "classes", "nothing"; `text` is of no use there
+    classes: ClassesConfig = ClassesConfig()
 
     @property
     def downscale(self) -> int:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder import Autoencoder
-from ldm.condition import Condition, Conditions, no_noise
+from ldm.classes import ClassTable
+from ldm.condition import Condition, Conditions, Unfit, no_noise
 from ldm.config import ModelConfig
 from ldm.text import TextEncoder, Tokenizer
 from ldm.unet import UNet
@@ -16,32 +17,57 @@ from ldm.unet import UNet
 DECODED_CELLS = 4 * 64 * 64  # of latents decoded at once: four pictures of 512 px
 
 
+def encoder_of(config: ModelConfig) -> TextEncoder | ClassTable | None:
+    """Returns what turns prompts into conditions, with its initial weights."""
+    if config.condition == "nothing":
+        return None
+    return ClassTable(config.classes) if config.condition == "classes" else TextEncoder(config.text)
+
+
 @dataclass(frozen=True)
 class LatentDiffusion:
-    """The three networks, in one dtype and on one device, and the numbers they were made with."""
+    """The networks, in one dtype and on one device, and the numbers they were made with.
+
+    text_encoder  what turns a prompt into a condition: of a text, a table of classes whose names are the prompts, or
+                  nothing, where the only prompt is ""
+    """
 
     unet: UNet
     autoencoder: Autoencoder
-    text_encoder: TextEncoder
+    text_encoder: TextEncoder | ClassTable | None
     config: ModelConfig
 
     @property
     def tokenizer(self) -> Tokenizer:
+        """Of a model that is told a text."""
         return Tokenizer(self.config.text.pad_id, self.config.text.context)
 
     @property
     def device(self) -> torch.device:
-        return self.unet.conv_in.weight.device
+        return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the networks' weights."""
-        return self.unet.conv_in.weight.dtype
+        return next(self.unet.parameters()).dtype
 
     def condition(self, prompts: Sequence[str]) -> Condition:
-        """The U-Net's condition of each prompt, cut to 77 tokens."""
+        """The U-Net's condition of each prompt: a text, cut to 77 tokens, or a class. Raises Unfit as `check_told`."""
+        self.check_told(prompts)
+        if self.text_encoder is None:
+            return Condition(spans=((),) * len(prompts))
+        if isinstance(self.text_encoder, ClassTable):
+            condition: Condition = self.text_encoder(self.text_encoder.ids(prompts).to(self.device))
+            return condition
         tokens = self.tokenizer(list(prompts))
         return Condition(self.text_encoder(tokens.ids.to(self.device)), spans=tokens.spans)
+
+    def check_told(self, prompts: Sequence[str]) -> None:
+        """Raises Unfit for a prompt that the model cannot be told: a class that it does not know, or any at all."""
+        if isinstance(self.text_encoder, ClassTable):
+            self.text_encoder.ids(prompts)
+        elif self.text_encoder is None and any(prompts):
+            raise Unfit(f"this model is told nothing: leave out {next(filter(None, prompts))!r}")
 
     def conditions(
         self,

@@ -19,6 +19,7 @@ from ldm.attention import (
     FeatureEdit,
     FeatureEdits,
     SpatialTransformer,
+    check_cross,
     edit_features,
     edits_of,
 )
@@ -164,12 +165,14 @@ class UNet(nn.Module):
         self.conv_norm_out = GroupNorm(config.norm_groups, c[0], eps=1e-5)
         self.conv_out = Conv2d(c[0], config.out_channels, 3, padding=1)
 
+        self.attention_layers = [name for name, module in self.named_modules() if isinstance(module, Attention)]
         for name, module in self.named_modules():
             if isinstance(module, Attention | Block):
                 module.name = name
 
     def forward(self, x_t: Tensor, t: float | Tensor, condition: Condition, edits: Edits = ()) -> Tensor:
         both = Both(edits_of(AttentionEdit, edits), edits_of(FeatureEdit, edits))
+        check_cross(both.attention, self.attention_layers, condition.tokens)
         time = F.silu(self.embedded(torch.as_tensor(t, device=x_t.device).reshape(-1), condition.vector))
         x = x_t if condition.channels is None else torch.cat([x_t, condition.channels], dim=1)
         skips = [self.conv_in(x.to(self.conv_in.weight.dtype))]

@@ -72,7 +72,7 @@ def test_model_yaml_has_the_loader_s_fields(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(names("prompts")) - {"file"}))
 def test_suite_is_text(name: str) -> None:
-    lines = build.prompts(composed(f"prompts={name}"))
+    lines = build.prompts(composed(f"prompts={name}"), classes=("A", "B"))
     assert all(line.text and line.text == line.text.strip() for line in lines)
     assert len({(line.text, line.seed) for line in lines}) == len(lines)
 

@@ -1,13 +1,14 @@
 """A model of the family that samples in milliseconds, and what running a verb came to."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
 from ldm.autoencoder import Autoencoder
-from ldm.config import AutoencoderConfig, ModelConfig, TextEncoderConfig, UNetConfig
-from ldm.model import LatentDiffusion
-from ldm.text import TextEncoder
+from ldm.config import AutoencoderConfig, ClassesConfig, ModelConfig, TextEncoderConfig, UNetConfig
+from ldm.files import names
+from ldm.model import LatentDiffusion, encoder_of
 from ldm.unet import UNet
 
 TINY = ModelConfig(
@@ -16,18 +17,30 @@ TINY = ModelConfig(
     text=TextEncoderConfig(width=16, mlp_width=32, layers=1, heads=2),
     image_size=16,
 )
+CLASSES = ClassesConfig(("A", "B", "a", "light bulb", "7"), width=16)
+WORDLESS = replace(TINY, text=TextEncoderConfig())
+TOLD = {  # that model, told something else
+    "token": replace(WORDLESS, condition="classes", classes=CLASSES),
+    "vector": replace(
+        WORDLESS,
+        unet=replace(TINY.unet, text_width=None, vector_width=16),
+        condition="classes",
+        classes=replace(CLASSES, as_vector=True),
+    ),
+    "nothing": replace(WORDLESS, unet=replace(TINY.unet, text_width=None), condition="nothing"),
+}
 
 
 def tiny_model(config: ModelConfig = TINY) -> LatentDiffusion:
     """A model of the family, small enough to sample from in milliseconds, its weights random and nowhere zero."""
     g = torch.Generator().manual_seed(0)
-    networks = UNet(config.unet), Autoencoder(config.autoencoder), TextEncoder(config.text)
-    for network in networks:
+    model = LatentDiffusion(UNet(config.unet), Autoencoder(config.autoencoder), encoder_of(config), config)
+    for network in names.parts(model).values():
         network.eval().requires_grad_(False)
         for name, p in network.named_parameters():
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             p.copy_(centre + 0.1 * torch.randn(p.shape, generator=g))
-    return LatentDiffusion(*networks, config)
+    return model
 
 
 class Outcome(NamedTuple):

@@ -85,7 +85,7 @@ def child(who: str, path: Path, dtype: str) -> None:
 
 def with_ours(path: Path, dtype: torch.dtype) -> list[torch.nn.Module]:
     model = load_model(path, dtype=dtype)
-    return [model.unet, model.autoencoder, model.text_encoder]
+    return list(names.parts(model).values())
 
 
 def with_diffusers() -> Callable[[Path, torch.dtype], list[torch.nn.Module]]:

@@ -83,9 +83,12 @@ class Request:
         return None if own else len(self.pictures) // len(self.prompts)
 
 
-def request(cfg: DictConfig) -> Request:
-    """Raises UserError for prompts that cannot be read, and for a seed that is given twice."""
-    wanted, common = prompts(cfg), seeds(cfg)
+def request(cfg: DictConfig, classes: Sequence[str] = ()) -> Request:
+    """Raises UserError for prompts that cannot be read, and for a seed that is given twice.
+
+    classes  those of the model, if it is told classes
+    """
+    wanted, common = prompts(cfg, classes), seeds(cfg)
     own = [common if prompt.seed is None else [prompt.seed] for prompt in wanted]
     shard, shards = map(int, str(cfg.shard).split("/"))
     return Request(
@@ -102,14 +105,14 @@ def request(cfg: DictConfig) -> Request:
     )
 
 
-def prompts(cfg: DictConfig) -> list[Prompt]:
+def prompts(cfg: DictConfig, classes: Sequence[str] = ()) -> list[Prompt]:
     """The prompts asked for: `prompt`, or the prompts group. Raises UserError naming file and line of a wrong one."""
     negative = str(cfg.negative_prompt)
     if cfg.get("prompts") is None:
         return [Prompt(None if cfg.prompt is None else str(cfg.prompt), negative)]
     if cfg.prompt is not None:
         raise UserError("both prompt and prompts are given: leave one of them out")
-    return suite(cfg.prompts, negative)
+    return suite(cfg.prompts, negative, classes)
 
 
 def seeds(cfg: DictConfig) -> list[int]:
@@ -142,17 +145,36 @@ class Machine:
     max_batch: int | None = None
 
 
-def machine(cfg: DictConfig) -> Machine:
-    """Raises UserError, or OSError of a file, for whatever keeps one of its parts from being made."""
-    guides, draws, on = guidance(cfg.guidance), sampler(cfg.sampler), device(cfg.device)
-    made, asked = model(cfg.model, on, cfg.dtype), cfg.get("task") or {"name": "text"}
-    check_task(made, asked["name"], cfg.model.path)
+@dataclass(frozen=True)
+class Loaded:
+    """What of a machine takes the time to load, and may serve another config of the same models; see `Machine`."""
+
+    model: LatentDiffusion
+    others: Mapping[str, LatentDiffusion]
+    networks: Mapping[str, Predict]
+
+
+def machine(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None) -> Machine:
+    """Raises UserError, or OSError of a file, for whatever keeps one of its parts from being made.
+
+    load  what loads the config's models, `loaded` by default
+    """
+    guides, draws = guidance(cfg.guidance), sampler(cfg.sampler)
+    known = (load or loaded)(cfg)
+    asked = cfg.get("task") or {"name": "text"}
+    check_task(known.model, asked["name"], cfg.model.path)
+    through = steps(cfg.sampler, known.model.config.schedule, asked.get("strength", 1.0))
+    check_start(draws, through)
+    return Machine(known.model, known.others, known.networks, guides, draws, through, cfg.get("max_batch"))
+
+
+def loaded(cfg: DictConfig) -> Loaded:
+    """Loads the model and the further networks of a config. Raises UserError, or OSError of a file."""
+    made = model(cfg.model, device(cfg.device), cfg.dtype)
     paths = {str(name): path for name, path in (cfg.get("networks") or {}).items() if path is not None}
     others = {name: another(made, f"networks.{name}", path) for name, path in paths.items()}
     networks = {name: predictor(one, cfg.get("compile", False)) for name, one in {"main": made, **others}.items()}
-    through = steps(cfg.sampler, made.config.schedule, asked.get("strength", 1.0))
-    check_start(draws, through)
-    return Machine(made, others, networks, guides, draws, through, cfg.get("max_batch"))
+    return Loaded(made, others, networks)
 
 
 def device(name: str) -> torch.device:
@@ -294,6 +316,16 @@ def stages(guidance: Guidance, steps: Sequence[Step]) -> list[Stage]:
 
 
 # --- whether the two fit ----------------------------------------------------------------------------------------------
+
+
+def check_prompts(model: LatentDiffusion, prompts: Sequence[Prompt], stages: Sequence[Stage]) -> None:
+    """Raises UserError where there is nothing to draw, and for a prompt that the model cannot be told."""
+    if prompts[0].text is None and any(stage.prompt is None for stage in stages) and model.text_encoder is not None:
+        raise UserError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
+    with as_user_error("prompt: "):
+        model.check_told([text or "" for prompt in prompts for text in (prompt.text, prompt.negative)])
+    with as_user_error("guidance: "):
+        model.check_told([stage.prompt or "" for stage in stages])
 
 
 def size(model: LatentDiffusion, height: int | None, width: int | None) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from experiments.files import sha256
 from experiments.run.prompts import Prompt
 from ldm import LatentDiffusion
+from ldm.files.names import parts
 
 
 def contents(prompts: Sequence[Prompt], noise: Path | None, models: dict[str, LatentDiffusion]) -> dict[str, str]:
@@ -27,7 +28,7 @@ def fingerprint(model: LatentDiffusion) -> str:
     It does not depend on the files that the model came from. Training moves every tensor, and so changes it.
     """
     digest = hashlib.sha256(repr(asdict(model.config)).encode())
-    for part in (model.unet, model.autoencoder, model.text_encoder):
+    for part in parts(model).values():
         tensors = part.state_dict()
         digest.update(repr([(name, tuple(value.shape), value.dtype) for name, value in tensors.items()]).encode())
         digest.update(torch.cat([some_of(value).float() for value in tensors.values()]).cpu().numpy().tobytes())

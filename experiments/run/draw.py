@@ -6,8 +6,9 @@ The loop is in `moments`; everything that samples goes through it.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from experiments.files import UserError, locked, say
 from experiments.pictures import captioned, save_png, sheet
 from experiments.run import build, settings
-from experiments.run.build import Machine, Moments, Request
+from experiments.run.build import Loaded, Machine, Moments, Request
 from experiments.run.contents import contents
 from experiments.run.folder import Run
 from experiments.run.logger import Logger
@@ -28,8 +29,9 @@ from experiments.run.memory import check_memory
 from experiments.run.prompts import Prompt
 from experiments.run.tasks import Given, Task, check_resampling, given, read_task
 from guidance import Guidance, Stage, Unfit, guided
+from guidance.branch import name_of
 from ldm import LatentDiffusion
-from samplers import ImageNoise, KeyedNoise
+from samplers import ImageNoise, KeyedNoise, Step
 from samplers.predict import Predict
 
 Record = dict[str, Any]
@@ -57,13 +59,15 @@ class Job:
     x_T: Tensor | None
 
 
-def prepare(cfg: DictConfig) -> Job:
-    """Raises UserError, or OSError of a file, for whatever keeps the config from being drawn."""
+def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None) -> Job:
+    """Raises UserError, or OSError of a file, for whatever keeps the config from being drawn.
+
+    load  what loads its models, see `build.machine`
+    """
     settings.check(cfg)
-    request = build.request(cfg)
-    machine = build.machine(cfg)
+    machine = build.machine(cfg, load)
     model = machine.model
-    task, request = read_task(cfg.get("task"), request, model)
+    task, request = read_task(cfg.get("task"), build.request(cfg, model.config.classes.names), model)
     check_resampling(task, machine)
     size = build.size(model, request.height, request.width)
     check_memory(model, size, request.together)
@@ -71,8 +75,7 @@ def prepare(cfg: DictConfig) -> Job:
     x_T = None if request.noise is None else read_noise(request.noise, shape)
     stages = build.stages(machine.guidance, machine.steps)
     tell_start(machine, build.stages(machine.guidance, build.steps(cfg.sampler, model.config.schedule)), stages)
-    if request.prompts[0].text is None and any(stage.prompt is None for stage in stages):
-        raise UserError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
+    build.check_prompts(model, request.prompts, stages)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     kept = {key: value for key, value in config.items() if key not in ("logger", "shard")}
     hashes = contents(request.prompts, request.noise, {"the model": model, **machine.others}) | task.contents
@@ -138,7 +141,7 @@ def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) ->
             finite.append(x_t.isfinite().all())
             yield step, x_t, x_0
     except Unfit as error:
-        raise UserError(f"guidance: {error}") from error
+        raise UserError(f"guidance: {name_of(guidance or machine.guidance)}: {error}") from error
     bad = (~torch.stack(finite)).nonzero().flatten().tolist()  # looked at once, so that the loop never waits for a GPU
     if bad:
         step = machine.steps[bad[0]]
@@ -148,29 +151,60 @@ def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) ->
         )
 
 
+class Observer(Protocol):
+    """Looks on while a batch is drawn. The pictures have the same bytes without it.
+
+    A pass that it needs beside the guidance's own is a branch of the network ASIDE, the main one by another name: so it
+    goes in a forward of its own, and is not counted among the pictures' evaluations.
+    """
+
+    def around(self, guidance: Guidance) -> Guidance:
+        """Returns the guidance that draws in the place of this one, with the same results."""
+
+    def see(self, step: Step, x_0: Tensor) -> None:
+        """Is told the clean estimate [B, C, h, w] of every step."""
+
+    def done(self, images: Tensor) -> list[Record]:
+        """Returns what the record of each picture is to hold, given the pictures [B, 3, H, W] in [0, 1]."""
+
+
+ASIDE = "aside"
+
+
 @dataclass(frozen=True)
 class Drawn:
     """Pictures: the first and the last latents [B, C, h, w], images [B, 3, H, W] in [0, 1], and what they took.
 
     evaluations  of the networks, for each picture
+    seen         what observers add to the record of each picture
     """
 
     x_T: Tensor
     x_0: Tensor
     images: Tensor
     evaluations: int
+    seen: list[Record]
 
 
 @torch.no_grad()
-def draw_batch(machine: Machine, batch: Batch, progress: Callable[[], Any]) -> Drawn:
+def draw_batch(
+    machine: Machine, batch: Batch, progress: Callable[[], Any], observers: Sequence[Observer] = ()
+) -> Drawn:
     """Draws a batch, and calls `progress` after every step."""
     counted = {name: Counted(predict) for name, predict in machine.networks.items()}
-    for _, x_t, _ in moments(replace(machine, networks=counted), batch):  # noqa: B007
+    watched = replace(machine, networks={**counted, ASIDE: machine.networks["main"]})
+    guidance = reduce(lambda inner, observer: observer.around(inner), observers, machine.guidance)
+    for step, x_t, x_0 in moments(watched, batch, guidance):
         progress()
+        for observer in observers:
+            observer.see(step, x_0)
     rows = sum(network.rows for network in counted.values())
     images = machine.model.decode(x_t).cpu()
     images = images if batch.given is None else batch.given.finished(images)
-    return Drawn(batch.x_T, x_t, images, rows // len(batch.seeds))
+    seen: list[Record] = [{} for _ in batch.seeds]
+    for observer in observers:
+        seen = [one | more for one, more in zip(seen, observer.done(images), strict=True)]
+    return Drawn(batch.x_T, x_t, images, rows // len(batch.seeds), seen)
 
 
 @dataclass
@@ -188,7 +222,10 @@ class Counted:
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
 
-def draw(job: Job, folder: Path, logger: Logger) -> list[Record] | None:
+Watch = Callable[[int, int], Sequence[Observer]]  # who looks on while pictures first .. first + count - 1 are drawn
+
+
+def draw(job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, count: ()) -> list[Record] | None:
     """Draws what is missing in the run folder. Returns its records; None while other shards' batches are missing."""
     request, machine = job.request, job.machine
     cut = cut_prompts(machine.model, request.prompts, job.stages)
@@ -202,7 +239,7 @@ def draw(job: Job, folder: Path, logger: Logger) -> list[Record] | None:
                 continue
             start = time.perf_counter()
             try:
-                drawn = draw_together(job, b, bar.update)
+                drawn = draw_together(job, b, bar.update, watch)
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     "the GPU is out of memory: use a smaller batch_size, max_batch, height or width"
@@ -210,12 +247,12 @@ def draw(job: Job, folder: Path, logger: Logger) -> list[Record] | None:
             if request.save_latents:
                 run.add_latents(b, drawn.x_T, drawn.x_0)
             took = (time.perf_counter() - start) / len(pictures)
-            for (p, seed), image in zip(pictures, drawn.images, strict=True):
+            for (p, seed), image, seen in zip(pictures, drawn.images, drawn.seen, strict=True):
                 prompt = request.prompts[p]
                 record = {"prompt_index": p, **prompt_record(prompt, job.stages), "seed": seed}
                 record |= job.task.about(p)
                 record |= {"evaluations": drawn.evaluations, "seconds": round(took, 4)}
-                record |= {"cut": cut[p]} if p in cut else {}
+                record |= seen | ({"cut": cut[p]} if p in cut else {})
                 run.add(image, determined_by(job, p, seed), record)
             logger.log({"seconds_per_image": took, "images": len(run.records)})
 
@@ -230,15 +267,13 @@ def draw(job: Job, folder: Path, logger: Logger) -> list[Record] | None:
     return records
 
 
-def draw_together(job: Job, b: int, progress: Callable[[], Any]) -> Drawn:
+def draw_together(job: Job, b: int, progress: Callable[[], Any], watch: Watch) -> Drawn:
     """Draws a stored batch: at once, or picture by picture."""
     first, count, together = b * job.request.batch_size, len(job.request.batches[b]), job.request.together
-    parts = [
-        draw_batch(job.machine, batch_of(job, first + i, min(together, count - i)), progress)
-        for i in range(0, count, together)
-    ]
+    sizes = {first + i: min(together, count - i) for i in range(0, count, together)}
+    parts = [draw_batch(job.machine, batch_of(job, i, n), progress, watch(i, n)) for i, n in sizes.items()]
     x_T, x_0, images = (torch.cat([getattr(part, name) for part in parts]) for name in ("x_T", "x_0", "images"))
-    return Drawn(x_T, x_0, images, parts[0].evaluations)
+    return Drawn(x_T, x_0, images, parts[0].evaluations, [record for part in parts for record in part.seen])
 
 
 def mean_of(records: Sequence[Record], key: str) -> float:
@@ -293,6 +328,8 @@ def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 def cut_prompts(model: LatentDiffusion, prompts: Sequence[Prompt], stages: Sequence[Stage]) -> Mapping[int, str]:
     """Warns of text beyond the 77 tokens. Returns what is cut off, by prompt index."""
+    if model.config.condition != "text":
+        return {}
     cut: dict[int, list[str]] = {}
     own = [stage.prompt for stage in stages if stage.prompt is not None]
     for p, prompt in enumerate(prompts):
@@ -321,4 +358,4 @@ def contact_sheet(folder: Path, records: Sequence[Record]) -> Image.Image:
 
 def title(record: Record) -> str:
     """What a picture shows, in a line."""
-    return record.get("prompt") or " > ".join(f"{s['prompt']} ({s['steps']})" for s in record["stages"])
+    return record.get("prompt") or " > ".join(f"{s['prompt']} ({s['steps']})" for s in record.get("stages", ()))

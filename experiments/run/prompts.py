@@ -10,7 +10,7 @@ A file whose name ends in .txt holds one prompt a line. Of every other file the 
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,16 +39,22 @@ class Prompt:
     objects: tuple[str, ...] = ()
 
 
-def suite(group: DictConfig, negative: str = "") -> list[Prompt]:
-    """Returns the prompts of a prompts group: its lines, its world's captions, or its file; at most the first `count`.
+def suite(group: DictConfig, negative: str = "", classes: Sequence[str] = ()) -> list[Prompt]:
+    """Returns the prompts of a prompts group: lines, classes, a world's captions, or a file; at most the first `count`.
 
-    `negative` is the negative prompt of those that have none of their own. Raises UserError naming what is wrong where.
+    negative  the negative prompt of those that have none of their own
+    classes   those of the model, if it is told classes
+    Raises UserError naming what is wrong where.
     """
     count = group.get("count")
     if (count is not None or "world" in group) and (type(count) is not int or count < 1):
         raise UserError(f"prompts.count={count}: must be a whole number of at least 1")
     if "lines" in group:
         return [Prompt(str(line), negative) for line in group.lines[:count]]
+    if "classes" in group:
+        if not classes and group.classes is None:
+            raise UserError("prompts=classes: this model is not told classes; prompts.classes=[...] names what to draw")
+        return [Prompt(str(name), negative) for name in (group.classes or classes)[:count]]
     if "world" in group:
         return list(captions(group, negative))
     path = CONF / "prompts" / group.file if "file" in group else Path(group.path)

@@ -16,13 +16,14 @@ from ldm.config import (
     SD1_INPAINTING,
     SD2,
     AutoencoderConfig,
+    ClassesConfig,
     ModelConfig,
     ScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
 )
 from ldm.files.messages import one_line, quoted
-from ldm.files.names import CLIP, OPENCLIP, UNET
+from ldm.files.names import CLIP, OPENCLIP, TOLD_BY, UNET
 from ldm.files.rules import LEVELS, RULES, SIZE, check, from_fields, one_of, several, whole
 
 Json = Mapping[str, Any]
@@ -94,6 +95,8 @@ UNET_ALWAYS = {
     "transformer_layers_per_block": 1,
 }
 UNET_KNOWN = {*UNET_FIELDS.values(), "down_block_types", "up_block_types", "sample_size", "upcast_attention"}
+CLASS_VECTOR = {"class_embed_type": "projection"}  # a vector through two layers, added to the time embedding
+CLASS_VECTOR_WIDTH = "projection_class_embeddings_input_dim"
 VAE_ALWAYS = {"act_fn": "silu", "mid_block_add_attention": True, "use_post_quant_conv": True, "use_quant_conv": True}
 VAE_KNOWN = {*VAE_FIELDS.values(), "out_channels", "down_block_types", "up_block_types", "sample_size", "force_upcast"}
 ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -126,7 +129,7 @@ def from_json_fields(config: type, data: Json, table: Mapping[str, str], default
     found = {}
     for name, setting in table.items():
         value = defaults.get(setting) if data.get(setting) is None else data[setting]
-        if value is None:
+        if value is None and not (setting in data and RULES[config][name].admits(None)):
             raise ValueError(f"{where}: no {setting}")
         if name in WORDS:
             words = [word for word, in_json in WORDS[name].items() if in_json == value]
@@ -154,10 +157,18 @@ def from_diffusers(jsons: Mapping[str, Json], pad_id: int | None, where: str) ->
     autoencoder = autoencoder_from_diffusers(jsons["vae/config.json"], f"{where}/vae")
     sample_size = 64 if unet.get("sample_size") is None else unet["sample_size"]
     check("sample_size", sample_size, whole(1, 512), f"{where}/unet")
+    text, classes = TextEncoderConfig(), ClassesConfig()
+    if "text_encoder/config.json" in jsons:
+        text = text_from_diffusers(jsons["text_encoder/config.json"], pad_id, f"{where}/text_encoder")
+    if "classes/config.json" in jsons:
+        settings = {key: value for key, value in jsons["classes/config.json"].items() if not key.startswith("_")}
+        classes = from_fields(ClassesConfig(), settings, f"{where}/classes")
     return ModelConfig(
         unet=unet_from_diffusers(unet, f"{where}/unet"),
         autoencoder=autoencoder,
-        text=text_from_diffusers(jsons["text_encoder/config.json"], pad_id, f"{where}/text_encoder"),
+        condition=next((told for told, part in TOLD_BY.items() if f"{part}/config.json" in jsons), "nothing"),
+        text=text,
+        classes=classes,
         schedule=schedule_from_diffusers(jsons["scheduler/scheduler_config.json"], f"{where}/scheduler"),
         image_size=sample_size * 2 ** (len(autoencoder.channels) - 1),
     )
@@ -172,6 +183,11 @@ def block_types(data: Json, known: Collection[str], where: str) -> list[list[str
 
 
 def unet_from_diffusers(data: Json, where: str) -> UNetConfig:
+    vector_width: Any = 0
+    if data.get("class_embed_type") == CLASS_VECTOR["class_embed_type"]:
+        vector_width = data.get(CLASS_VECTOR_WIDTH)
+        check(CLASS_VECTOR_WIDTH, vector_width, SIZE, where)
+        data = {key: value for key, value in data.items() if key not in (*CLASS_VECTOR, CLASS_VECTOR_WIDTH)}
     refuse_unsupported(data, UNET_ALWAYS, UNET_KNOWN, where)
     down, up = block_types(data, ATTENTION, where)
     attention = [ATTENTION[block] for block in down]
@@ -180,7 +196,7 @@ def unet_from_diffusers(data: Json, where: str) -> UNetConfig:
     if isinstance(heads := data.get("attention_head_dim"), int):
         data = {**data, "attention_head_dim": [heads] * len(down)}
     found = from_json_fields(UNetConfig, data, UNET_FIELDS, DIFFUSERS_DEFAULTS, where)
-    return from_fields(UNetConfig(), {**found, "attention": attention}, where)
+    return from_fields(UNetConfig(), {**found, "attention": attention, "vector_width": vector_width}, where)
 
 
 def autoencoder_from_diffusers(data: Json, where: str) -> AutoencoderConfig:
@@ -232,17 +248,15 @@ def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.unet.attention]
     levels = len(config.autoencoder.channels)
     schedule = schedule_to_diffusers(config.schedule)
+    vector = {**CLASS_VECTOR, CLASS_VECTOR_WIDTH: config.unet.vector_width} if config.unet.vector_width else {}
     # fmt: off
     return {
         "model_index.json": {
-            "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
-            "scheduler": ["diffusers", schedule["_class_name"]], "text_encoder": ["transformers", "CLIPTextModel"],
-            "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
-            "vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None],
-            "feature_extractor": [None, None], "requires_safety_checker": False,
+            **model_index(config), "scheduler": ["diffusers", schedule["_class_name"]],
+            "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
         },
         "unet/config.json": {
-            "_class_name": "UNet2DConditionModel", **to_json_fields(config.unet, UNET_FIELDS),
+            "_class_name": "UNet2DConditionModel", **to_json_fields(config.unet, UNET_FIELDS), **vector,
             "sample_size": config.image_size // config.downscale, "down_block_types": down,
             "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
         },
@@ -251,14 +265,43 @@ def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "out_channels": config.autoencoder.image_channels, "sample_size": config.image_size,
             "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
         },
-        "text_encoder/config.json": {
-            "architectures": ["CLIPTextModel"], "model_type": "clip_text_model",
-            **to_json_fields(config.text, TEXT_FIELDS),
-            "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": config.text.pad_id,
-        },
+        **condition_to_diffusers(config),
         "scheduler/scheduler_config.json": schedule,
     }
     # fmt: on
+
+
+def model_index(config: ModelConfig) -> dict[str, Any]:
+    """Returns the name of the pipeline, which may be one that diffusers does not have, and how it is told prompts."""
+    if config.condition == "nothing":
+        return {"_class_name": "LatentDiffusion", "text_encoder": [None, None]}
+    if config.condition == "classes":
+        return {"_class_name": "LatentDiffusion", "classes": ["ldm", "ClassTable"]}
+    return {
+        "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+        "requires_safety_checker": False,
+    }
+
+
+def condition_to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
+    """Returns the JSON file, by its path, of what turns prompts into conditions; none for a model told nothing."""
+    if config.condition == "nothing":
+        return {}
+    if config.condition == "classes":
+        return {"classes/config.json": {"_class_name": "ClassTable", **asdict(config.classes)}}
+    settings = {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        **to_json_fields(config.text, TEXT_FIELDS),
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": config.text.pad_id,
+    }
+    return {"text_encoder/config.json": settings}
 
 
 # --- single files -----------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Our networks use the names of diffusers but for the few in DIFFUSERS, so that ta
 single files follow from the shapes of the networks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -36,7 +37,13 @@ def rename(name: str, table: Table) -> str:
 
 # --- diffusers folders ------------------------------------------------------------------------------------------------
 
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}  # of the files
+STEMS = {  # of the files, by folder
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "classes": "model",
+}
+TOLD_BY = {"text": "text_encoder", "classes": "classes"}  # folder of what makes a condition; of "nothing" there is none
 TEXT_PREFIX = "text_model."  # precedes the names of CLIPTextModel in most files
 
 DIFFUSERS: Table = [  # U-Net and autoencoder of a diffusers folder
@@ -46,6 +53,7 @@ DIFFUSERS: Table = [  # U-Net and autoencoder of a diffusers folder
     (".downsample.", ".downsamplers.0.conv."),
     (".upsample.", ".upsamplers.0.conv."),
 ]
+DIFFUSERS_CLASS_VECTOR: Table = [(".add_embedding.", ".class_embedding."), *DIFFUSERS]  # of a U-Net told a class so
 DIFFUSERS_OLD_VAE: Table = [  # the autoencoder's attention, as folders from before 2023 call it
     (".to_q.", ".query."),
     (".to_k.", ".key."),
@@ -65,26 +73,33 @@ TRANSFORMERS: Table = [  # CLIPTextModel
 
 def parts(model: LatentDiffusion) -> dict[str, nn.Module]:
     """Returns the networks by the names of their folders."""
-    return {"unet": model.unet, "vae": model.autoencoder, "text_encoder": model.text_encoder}
+    networks: dict[str, nn.Module] = {"unet": model.unet, "vae": model.autoencoder}
+    if model.text_encoder is not None:
+        networks[TOLD_BY[model.config.condition]] = model.text_encoder
+    return networks
 
 
 def in_folder(model: LatentDiffusion, text_prefix: str = TEXT_PREFIX, old_vae: bool = False) -> dict[str, Sources]:
     """Returns the place of each parameter in a diffusers folder, by part."""
-    tables = {
-        "unet": ("", DIFFUSERS),
+    tables: dict[str, tuple[str, Table]] = {
+        "unet": ("", DIFFUSERS_CLASS_VECTOR if model.config.condition == "classes" else DIFFUSERS),
         "vae": ("", DIFFUSERS_OLD_VAE if old_vae else DIFFUSERS),
         "text_encoder": (text_prefix, TRANSFORMERS),
+        "classes": ("", []),
     }
-    return {
-        part: {name: Source(prefix + rename(name, table)) for name in parts(model)[part].state_dict()}
-        for part, (prefix, table) in tables.items()
-    }
+
+    def sources(part: str, network: nn.Module) -> Sources:
+        prefix, table = tables[part]
+        return {name: Source(prefix + rename(name, table)) for name in network.state_dict()}
+
+    return {part: sources(part, network) for part, network in parts(model).items()}
 
 
 # --- single files -----------------------------------------------------------------------------------------------------
 
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."  # prefixes of names in a single file
-CLIP, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+COND_STAGE = "cond_stage_model."
+CLIP, OPENCLIP = f"{COND_STAGE}transformer.", f"{COND_STAGE}model."
 EMA = "model_ema.diffusion_model"
 
 OPEN_CLIP: Table = [  # q, k and v are thirds of one tensor, see `open_clip_source`
@@ -195,10 +210,14 @@ def in_single_file(model: LatentDiffusion, text_prefix: str, ema: bool = False) 
     def text_source(name: str) -> Source:
         return open_clip_source(name) if text_prefix == OPENCLIP else Source(text_prefix + rename(name, TRANSFORMERS))
 
+    source_of: dict[str, Callable[[str], Source]] = {
+        "unet": unet_source,
+        "vae": lambda name: Source(AUTOENCODER + rename(name, autoencoder_table)),
+        "text_encoder": text_source,
+        "classes": lambda name: Source(COND_STAGE + name),
+    }
     return {
-        "unet": {name: unet_source(name) for name in model.unet.state_dict()},
-        "vae": {name: Source(AUTOENCODER + rename(name, autoencoder_table)) for name in model.autoencoder.state_dict()},
-        "text_encoder": {name: text_source(name) for name in model.text_encoder.state_dict()},
+        part: {name: source_of[part](name) for name in network.state_dict()} for part, network in parts(model).items()
     }
 
 
@@ -229,7 +248,7 @@ def is_extra(key: str, text_layers: int, ema: bool) -> bool:
     return (
         key in SCHEDULE_BUFFERS
         or key.startswith(("model_ema.", "first_stage_model.loss."))
-        or (key.startswith("cond_stage_model.") and is_constant(key))
+        or (key.startswith(COND_STAGE) and is_constant(key))
         or key.startswith(f"{OPENCLIP}transformer.resblocks.{text_layers}.")
         or (ema and key.startswith(UNET))
     )

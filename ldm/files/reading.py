@@ -25,8 +25,8 @@ from ldm.files.messages import one_line, quoted
 from ldm.files.names import STEMS, Source, Sources
 from ldm.files.rules import PREDICTIONS, checked
 from ldm.files.tensors import is_mapped, tensors_in
-from ldm.model import LatentDiffusion
-from ldm.text import TextEncoder, open_clip_tokenizer
+from ldm.model import LatentDiffusion, encoder_of
+from ldm.text import open_clip_tokenizer
 from ldm.unet import UNet
 
 EMBEDDED = {"emoji": Path(__file__).parent.parent / "weights" / "emoji"}
@@ -68,10 +68,10 @@ def load_model(
 def on_meta(config: ModelConfig) -> LatentDiffusion:
     """Returns a model on the meta device: its shapes only."""
     with torch.device("meta"):
-        networks = UNet(config.unet), Autoencoder(config.autoencoder), TextEncoder(config.text)
-    for network in networks:
+        model = LatentDiffusion(UNet(config.unet), Autoencoder(config.autoencoder), encoder_of(config), config)
+    for network in names.parts(model).values():
         network.eval().requires_grad_(False)
-    return LatentDiffusion(*networks, config)
+    return model
 
 
 def fill(
@@ -173,28 +173,37 @@ def read_file(
 # --- diffusers folders ------------------------------------------------------------------------------------------------
 
 BIN_STEMS = {**STEMS, "text_encoder": "pytorch_model"}
-CONFIGS = [*(f"{part}/config.json" for part in STEMS), "scheduler/scheduler_config.json"]
+CONFIGS = ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]  # of every model
 TOKENIZER = ["tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"]
 
 
 def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device: torch.device) -> LatentDiffusion:
-    jsons = {name: read_json(folder / name) for name in CONFIGS}
+    told_by = told_in(folder)
+    jsons = {name: read_json(folder / name) for name in [*CONFIGS, *(f"{part}/config.json" for part in told_by)]}
     config = config_files.from_diffusers(jsons, padding(folder), str(folder))
     config = with_prediction(config, prediction, str(folder))
     try:
         present = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
-        files = {part: [folder / name for name in weight_files(part, present)] for part in STEMS}
+        files = {part: [folder / name for name in weight_files(part, present)] for part in ("unet", "vae", *told_by)}
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 
     model = on_meta(config)
-    keys = {part: [key for path in files[part] for key in tensors_in(path)] for part in ("vae", "text_encoder")}
+    keys = {part: [key for path in files[part] for key in tensors_in(path)] for part in ("vae", *told_by)}
     old_vae = any(key.endswith(".query.weight") for key in keys["vae"])
-    prefixed = any(key.startswith(names.TEXT_PREFIX) for key in keys["text_encoder"])
+    prefixed = any(key.startswith(names.TEXT_PREFIX) for key in keys.get("text_encoder", []))
     sources = names.in_folder(model, names.TEXT_PREFIX if prefixed else "", old_vae)
     for part, network in names.parts(model).items():
         fill([(network, sources[part])], files[part], names.is_constant, f"{folder}/{part}", dtype, device)
     return model
+
+
+def told_in(folder: Path) -> list[str]:
+    """Returns the name of the folder of what turns prompts into conditions; none if the model's index says so."""
+    if (folder / "classes" / "config.json").exists():
+        return ["classes"]
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
+    return [] if index.get("text_encoder") == [None, None] else ["text_encoder"]
 
 
 def weight_files(part: str, files: Iterable[str]) -> list[str]:
@@ -272,7 +281,10 @@ def from_hub(hub_id: str) -> Path:
     try:
         siblings = huggingface_hub.HfApi().model_info(hub_id, timeout=20).siblings or []
         files = [sibling.rfilename for sibling in siblings]
-        needed = [*CONFIGS, *TOKENIZER, *(name for part in STEMS for name in weight_files(part, files))]
+        parts = [part for part in STEMS if part in ("unet", "vae") or any(f.startswith(f"{part}/") for f in files)]
+        configs = [*(f"{part}/config.json" for part in parts), "scheduler/scheduler_config.json"]
+        configs += [] if "text_encoder" in parts else ["model_index.json"]
+        needed = [*configs, *TOKENIZER, *(name for part in parts for name in weight_files(part, files))]
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=needed))
     except (HfHubHTTPError, HFValidationError) as error:
         reason = one_line(str(error).strip().partition("\n")[0])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-from ldm.config import AutoencoderConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
+from ldm.config import AutoencoderConfig, ClassesConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
 from ldm.files.messages import quoted
 
 T = TypeVar("T")
@@ -34,6 +34,10 @@ def one_of(*values: str) -> Rule:
     return Rule(f"one of {', '.join(filter(None, values))}", lambda value: isinstance(value, str) and value in values)
 
 
+def or_none(rule: Rule) -> Rule:
+    return Rule(f"{rule.text}, or null", lambda value: value is None or rule.admits(value))
+
+
 def several(rule: Rule, least: int, most: int) -> Rule:
     return Rule(
         f"a list of {least} to {most} entries, each {rule.text}",
@@ -41,10 +45,16 @@ def several(rule: Rule, least: int, most: int) -> Rule:
     )
 
 
+def distinct(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len({*map(str, value)}) == len(value)
+
+
 PREDICTIONS = ("eps", "v", "x0", "flow")
 FLAG = Rule("true or false", lambda value: type(value) is bool)
 SIZE = whole(1, 65536)
 LEVELS = 8
+NAME = Rule("a name of 1 to 200 characters", lambda value: isinstance(value, str) and 1 <= len(value) <= 200)
+NAMES = several(NAME, 0, 65536)
 BLOCKS = whole(1, 8)  # per level
 RULES: dict[type, dict[str, Rule]] = {
     UNetConfig: {
@@ -54,7 +64,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "blocks_per_level": BLOCKS,
         "attention": several(FLAG, 1, LEVELS),
         "heads": several(SIZE, 1, LEVELS),
-        "text_width": SIZE,
+        "text_width": or_none(SIZE),
         "vector_width": whole(0, 65536),
         "linear_projection": FLAG,
         "norm_groups": SIZE,
@@ -77,6 +87,11 @@ RULES: dict[type, dict[str, Rule]] = {
         "activation": one_of("quick_gelu", "gelu"),
         "pad_id": whole(0, 2**24),
     },
+    ClassesConfig: {
+        "names": Rule(f"{NAMES.text}, none of them twice", lambda value: NAMES.admits(value) and distinct(value)),
+        "width": SIZE,
+        "as_vector": FLAG,
+    },
     ScheduleConfig: {
         "num_timesteps": whole(1, 10**6),
         "kind": one_of("linear", "scaled_linear", "cosine", "flow"),
@@ -89,7 +104,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "steps_offset": whole(0, 10**6),
         "ends_clean": FLAG,
     },
-    ModelConfig: {"image_size": SIZE},
+    ModelConfig: {"condition": one_of("text", "classes", "nothing"), "image_size": SIZE},
 }
 
 
@@ -126,7 +141,8 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
     unet, text, schedule = config.unet, config.text, config.schedule
     if not len(unet.channels) == len(unet.attention) == len(unet.heads):
         raise ValueError(f"{where}: the U-Net's channels, attention and heads must have one entry per level")
-    for width, heads in [*zip(unet.channels, unet.heads, strict=True), (text.width, text.heads)]:
+    with_heads = [*zip(unet.channels, unet.heads, strict=True)]
+    for width, heads in [*with_heads, (text.width, text.heads)] if config.condition == "text" else with_heads:
         if width % heads:
             raise ValueError(f"{where}: {width} channels cannot be split over {heads} heads")
     for part in (unet, config.autoencoder):
@@ -134,8 +150,7 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
             raise ValueError(f"{where}: channels {part.channels} cannot be normed in {part.norm_groups} groups")
     if unet.channels[0] % 2:
         raise ValueError(f"{where}: the U-Net's channels {unet.channels} must begin with an even number")
-    if unet.text_width != text.width:
-        raise ValueError(f"{where}: the U-Net expects text of width {unet.text_width}, its encoder gives {text.width}")
+    check_condition(config, where)
     if text.pad_id >= text.vocab:
         raise ValueError(f"{where}: pad_id={text.pad_id} is not among the {text.vocab} tokens")
     if schedule.zero_terminal_snr and schedule.prediction == "eps":
@@ -144,3 +159,23 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
             "at the last timestep eps says nothing of the picture; it takes v, x0 or flow"
         )
     return config
+
+
+def check_condition(config: ModelConfig, where: str) -> None:
+    """Raises ValueError where the U-Net is not made for what it would be told."""
+    unet, text, classes = config.unet, config.text, config.classes
+    if config.condition == "text" and unet.text_width != text.width:
+        raise ValueError(f"{where}: the U-Net expects text of width {unet.text_width}, its encoder gives {text.width}")
+    if config.condition == "nothing" and unet.text_width is not None:
+        raise ValueError(f"{where}: the U-Net expects text of width {unet.text_width}, and is told nothing")
+    if config.condition != "classes":
+        return
+    if not classes.names:
+        raise ValueError(f"{where}: condition=classes, and classes.names is empty")
+    expected = (None, classes.width) if classes.as_vector else (classes.width, 0)
+    if (unet.text_width, unet.vector_width) != expected:
+        kind = "a vector" if classes.as_vector else "a token"
+        raise ValueError(
+            f"{where}: a class is {kind} of width {classes.width}, and the U-Net expects "
+            f"text_width={unet.text_width} vector_width={unet.vector_width}"
+        )

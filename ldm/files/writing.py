@@ -49,8 +49,9 @@ def write_folder(
     with atomically(path) as temporary:
         for name, settings in config_files.to_diffusers(config).items():
             write_text(temporary / name, json.dumps(settings, indent=2))
-        for name, content in tokenizer_files(config.text.pad_id, config.text.context).items():
-            write_text(temporary / "tokenizer" / name, content)
+        if config.condition == "text":
+            for name, content in tokenizer_files(config.text.pad_id, config.text.context).items():
+                write_text(temporary / "tokenizer" / name, content)
         sources = names.in_folder(model)
         for part, network in names.parts(model).items():
             state = network.state_dict()
@@ -92,7 +93,7 @@ def write_file(model: LatentDiffusion, path: Path, dtype: torch.dtype | None = N
 
     Raises FileExistsError if `path` is there.
     """
-    open_clip = model.config.text.activation == "gelu"
+    open_clip = model.config.condition == "text" and model.config.text.activation == "gelu"
     sources = names.in_single_file(model, names.OPENCLIP if open_clip else names.CLIP + names.TEXT_PREFIX)
     ranges: dict[str, list[Tensor]] = {}  # of the rows of each tensor, in order
     for part, network in names.parts(model).items():

@@ -95,7 +95,7 @@ def write_whole(folder: Path) -> None:
     (folder / "ours.yaml").write_text(to_yaml(TINY))
     (folder / "compvis.yaml").write_text(COMPVIS)
     write_folder(model, folder / "safetensors")
-    for part, stem in names.STEMS.items():
+    for part, stem in ((part, names.STEMS[part]) for part in names.parts(model)):
         target = folder / "bin" / part
         target.mkdir(parents=True)
         shutil.copy(folder / "safetensors" / part / "config.json", target)

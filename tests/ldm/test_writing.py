@@ -41,8 +41,8 @@ def test_folder_round_trip(model: LatentDiffusion, folder: Path) -> None:
     assert same_weights(loaded, model)
 
 
-def test_shards_and_index(folder: Path) -> None:
-    for part, stem in names.STEMS.items():
+def test_shards_and_index(model: LatentDiffusion, folder: Path) -> None:
+    for part, stem in ((part, names.STEMS[part]) for part in names.parts(model)):
         index = json.loads((folder / part / f"{stem}.safetensors.index.json").read_text())
         shards = sorted(set(index["weight_map"].values()))
         assert shards == sorted(path.name for path in (folder / part).glob("*.safetensors")) and len(shards) > 1

@@ -1,0 +1,46 @@
+"""Conditions that are no text: a class by its name, as latent diffusion and DiT tell it to their networks."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor, nn
+
+from ldm.condition import Condition, Unfit
+from ldm.config import ClassesConfig
+from ldm.layers import Embedding
+
+
+class ClassTable(nn.Module):
+    """A learnt vector for each class and, in the last row, for the null class that classifier-free guidance needs.
+
+    forward(ids [B]) -> the Condition of these rows: one token [B, 1, width] for cross-attention (ClassEmbedder of
+    Rombach et al. 2022), or a vector [B, width] added to the time embedding (Peebles & Xie 2023)
+    """
+
+    def __init__(self, config: ClassesConfig):
+        super().__init__()
+        self.names = config.names
+        self.null = len(config.names)
+        self.as_vector = config.as_vector
+        self.embedding = Embedding(len(config.names) + 1, config.width)
+
+    def forward(self, ids: Tensor) -> Condition:
+        rows = self.embedding(ids)
+        spans = ((),) * len(ids)  # no words
+        return Condition(vector=rows, spans=spans) if self.as_vector else Condition(rows[:, None], spans=spans)
+
+    def ids(self, names: Sequence[str]) -> Tensor:
+        """Returns the rows [B] of classes by their names; "" is the null class. Raises Unfit for an unknown name."""
+        rows = {"": self.null} | {name: row for row, name in enumerate(self.names)}
+        for name in names:
+            if name not in rows:
+                raise Unfit(f"there is no class {name!r}: {self.near(name)}")
+        return torch.tensor([rows[name] for name in names])
+
+    def near(self, name: str) -> str:
+        """Returns what to ask for in the place of an unknown name, in words."""
+        found = get_close_matches(name, self.names, n=3, cutoff=0.5)
+        if found:
+            return f"near it are {', '.join(found)}"
+        return f"there are {', '.join(self.names[:5])}" + (f" and {self.null - 5} more" if self.null > 5 else "")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoder import Autoencoder
+from ldm.boxes import BoxEncoder
 from ldm.classes import ClassTable
 from ldm.condition import Condition, Conditions, Unfit, no_noise
 from ldm.config import ModelConfig
@@ -17,10 +18,12 @@ from ldm.unet import UNet
 DECODED_CELLS = 4 * 64 * 64  # of latents decoded at once: four pictures of 512 px
 
 
-def encoder_of(config: ModelConfig) -> TextEncoder | ClassTable | None:
+def encoder_of(config: ModelConfig) -> TextEncoder | ClassTable | BoxEncoder | None:
     """Returns what turns prompts into conditions, with its initial weights."""
     if config.condition == "nothing":
         return None
+    if config.condition == "boxes":
+        return BoxEncoder(config.boxes)
     return ClassTable(config.classes) if config.condition == "classes" else TextEncoder(config.text)
 
 
@@ -28,13 +31,13 @@ def encoder_of(config: ModelConfig) -> TextEncoder | ClassTable | None:
 class LatentDiffusion:
     """The networks, in one dtype and on one device, and the numbers they were made with.
 
-    text_encoder  what turns a prompt into a condition: of a text, a table of classes whose names are the prompts, or
-                  nothing, where the only prompt is ""
+    text_encoder  what turns a prompt into a condition: of a text, a table of classes whose names are the prompts, an
+                  encoder of layouts that the prompts tell, or nothing, where the only prompt is ""
     """
 
     unet: UNet
     autoencoder: Autoencoder
-    text_encoder: TextEncoder | ClassTable | None
+    text_encoder: TextEncoder | ClassTable | BoxEncoder | None
     config: ModelConfig
 
     @property
@@ -59,6 +62,8 @@ class LatentDiffusion:
         if isinstance(self.text_encoder, ClassTable):
             condition: Condition = self.text_encoder(self.text_encoder.ids(prompts).to(self.device))
             return condition
+        if isinstance(self.text_encoder, BoxEncoder):
+            return self.text_encoder.condition(prompts)
         tokens = self.tokenizer(list(prompts))
         return Condition(self.text_encoder(tokens.ids.to(self.device)), spans=tokens.spans)
 
@@ -66,6 +71,9 @@ class LatentDiffusion:
         """Raises Unfit for a prompt that the model cannot be told: a class that it does not know, or any at all."""
         if isinstance(self.text_encoder, ClassTable):
             self.text_encoder.ids(prompts)
+        elif isinstance(self.text_encoder, BoxEncoder):
+            for prompt in prompts:
+                self.text_encoder.boxes(prompt)
         elif self.text_encoder is None and any(prompts):
             raise Unfit(f"this model is told nothing: leave out {next(filter(None, prompts))!r}")
 

@@ -194,7 +194,7 @@ def draw_batch(
     counted = {name: Counted(predict) for name, predict in machine.networks.items()}
     watched = replace(machine, networks={**counted, ASIDE: machine.networks["main"]})
     guidance = reduce(lambda inner, observer: observer.around(inner), observers, machine.guidance)
-    for step, x_t, x_0 in moments(watched, batch, guidance):
+    for step, x_t, x_0 in moments(watched, batch, guidance):  # noqa: B007
         progress()
         for observer in observers:
             observer.see(step, x_0)

@@ -84,7 +84,7 @@ def read_task(cfg: DictConfig | None, request: Request, model: LatentDiffusion) 
     task = Task(
         name=cfg.name,
         images=torch.stack([resized(image.image, height // cell, width // cell) for image in images]) / 255,
-        masks=torch.stack([resized(mask.image, height, width)[:1] >= 128 for mask in masks]).float() if masks else None,
+        masks=torch.stack([spread(mask, height, width) for mask in masks]) if masks else None,
         files=tuple(map(named, images, masks or [None] * len(images))),
         which=which,
         **{key: cfg[key] for key in SETTINGS if key in cfg},
@@ -117,6 +117,11 @@ def read_masks(path: Path, images: Sequence[GivenImage]) -> list[GivenImage]:
             )
         masks.append(replace(mask, image=mask.image.convert("L")))
     return masks
+
+
+def spread(mask: GivenImage, height: int, width: int) -> Tensor:
+    """Returns a mask [1, height, width]: 1 where any of the pixels that come to lie there is white."""
+    return F.adaptive_max_pool2d((resized(mask.image, *mask.size)[:1] >= 128).float(), (height, width))
 
 
 def check_masks(task: Task) -> None:

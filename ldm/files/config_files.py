@@ -16,6 +16,7 @@ from ldm.config import (
     SD1_INPAINTING,
     SD2,
     AutoencoderConfig,
+    BoxesConfig,
     ClassesConfig,
     ModelConfig,
     ScheduleConfig,
@@ -95,6 +96,8 @@ UNET_ALWAYS = {
     "transformer_layers_per_block": 1,
 }
 UNET_KNOWN = {*UNET_FIELDS.values(), "down_block_types", "up_block_types", "sample_size", "upcast_attention"}
+TABLES: dict[str, Any] = {"classes": ClassesConfig(), "boxes": BoxesConfig()}  # conditions by learnt tables of our own
+TABLE_NAMES = {"classes": "ClassTable", "boxes": "BoxEncoder"}
 CLASS_VECTOR = {"class_embed_type": "projection"}  # a vector through two layers, added to the time embedding
 CLASS_VECTOR_WIDTH = "projection_class_embeddings_input_dim"
 VAE_ALWAYS = {"act_fn": "silu", "mid_block_add_attention": True, "use_post_quant_conv": True, "use_quant_conv": True}
@@ -157,18 +160,19 @@ def from_diffusers(jsons: Mapping[str, Json], pad_id: int | None, where: str) ->
     autoencoder = autoencoder_from_diffusers(jsons["vae/config.json"], f"{where}/vae")
     sample_size = 64 if unet.get("sample_size") is None else unet["sample_size"]
     check("sample_size", sample_size, whole(1, 512), f"{where}/unet")
-    text, classes = TextEncoderConfig(), ClassesConfig()
+    text, told = TextEncoderConfig(), dict[str, Any]()
     if "text_encoder/config.json" in jsons:
         text = text_from_diffusers(jsons["text_encoder/config.json"], pad_id, f"{where}/text_encoder")
-    if "classes/config.json" in jsons:
-        settings = {key: value for key, value in jsons["classes/config.json"].items() if not key.startswith("_")}
-        classes = from_fields(ClassesConfig(), settings, f"{where}/classes")
+    for part, default in TABLES.items():
+        if f"{part}/config.json" in jsons:
+            settings = {key: value for key, value in jsons[f"{part}/config.json"].items() if not key.startswith("_")}
+            told[part] = from_fields(default, settings, f"{where}/{part}")
     return ModelConfig(
         unet=unet_from_diffusers(unet, f"{where}/unet"),
         autoencoder=autoencoder,
-        condition=next((told for told, part in TOLD_BY.items() if f"{part}/config.json" in jsons), "nothing"),
+        condition=next((kind for kind, part in TOLD_BY.items() if f"{part}/config.json" in jsons), "nothing"),
         text=text,
-        classes=classes,
+        **told,
         schedule=schedule_from_diffusers(jsons["scheduler/scheduler_config.json"], f"{where}/scheduler"),
         image_size=sample_size * 2 ** (len(autoencoder.channels) - 1),
     )
@@ -275,8 +279,8 @@ def model_index(config: ModelConfig) -> dict[str, Any]:
     """Returns the name of the pipeline, which may be one that diffusers does not have, and how it is told prompts."""
     if config.condition == "nothing":
         return {"_class_name": "LatentDiffusion", "text_encoder": [None, None]}
-    if config.condition == "classes":
-        return {"_class_name": "LatentDiffusion", "classes": ["ldm", "ClassTable"]}
+    if config.condition in TABLES:
+        return {"_class_name": "LatentDiffusion", config.condition: ["ldm", TABLE_NAMES[config.condition]]}
     return {
         "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -291,8 +295,9 @@ def condition_to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Returns the JSON file, by its path, of what turns prompts into conditions; none for a model told nothing."""
     if config.condition == "nothing":
         return {}
-    if config.condition == "classes":
-        return {"classes/config.json": {"_class_name": "ClassTable", **asdict(config.classes)}}
+    if config.condition in TABLES:
+        about = {"_class_name": TABLE_NAMES[config.condition], **asdict(getattr(config, config.condition))}
+        return {f"{config.condition}/config.json": about}
     settings = {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",

@@ -42,8 +42,10 @@ STEMS = {  # of the files, by folder
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "classes": "model",
+    "boxes": "model",
 }
-TOLD_BY = {"text": "text_encoder", "classes": "classes"}  # folder of what makes a condition; of "nothing" there is none
+# the folder of what makes a condition; for "nothing" there is none
+TOLD_BY = {"text": "text_encoder", "classes": "classes", "boxes": "boxes"}
 TEXT_PREFIX = "text_model."  # precedes the names of CLIPTextModel in most files
 
 DIFFUSERS: Table = [  # U-Net and autoencoder of a diffusers folder
@@ -86,6 +88,7 @@ def in_folder(model: LatentDiffusion, text_prefix: str = TEXT_PREFIX, old_vae: b
         "vae": ("", DIFFUSERS_OLD_VAE if old_vae else DIFFUSERS),
         "text_encoder": (text_prefix, TRANSFORMERS),
         "classes": ("", []),
+        "boxes": ("", []),
     }
 
     def sources(part: str, network: nn.Module) -> Sources:
@@ -215,6 +218,7 @@ def in_single_file(model: LatentDiffusion, text_prefix: str, ema: bool = False) 
         "vae": lambda name: Source(AUTOENCODER + rename(name, autoencoder_table)),
         "text_encoder": text_source,
         "classes": lambda name: Source(COND_STAGE + name),
+        "boxes": lambda name: Source(COND_STAGE + name),
     }
     return {
         part: {name: source_of[part](name) for name in network.state_dict()} for part, network in parts(model).items()

@@ -200,8 +200,9 @@ def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device
 
 def told_in(folder: Path) -> list[str]:
     """Returns the name of the folder of what turns prompts into conditions; none if the model's index says so."""
-    if (folder / "classes" / "config.json").exists():
-        return ["classes"]
+    for part in ("classes", "boxes"):
+        if (folder / part / "config.json").exists():
+            return [part]
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
     return [] if index.get("text_encoder") == [None, None] else ["text_encoder"]
 

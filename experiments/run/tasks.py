@@ -4,6 +4,7 @@ Every task comes to three things: where the loop starts, what is concatenated to
 """
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +86,7 @@ def read_task(cfg: DictConfig | None, request: Request, model: LatentDiffusion) 
         name=cfg.name,
         images=torch.stack([resized(image.image, height // cell, width // cell) for image in images]) / 255,
         masks=torch.stack([spread(mask, height, width) for mask in masks]) if masks else None,
-        files=tuple(map(named, images, masks or [None] * len(images))),
+        files=tuple(map(named, images, masks or itertools.repeat(None))),
         which=which,
         **{key: cfg[key] for key in SETTINGS if key in cfg},
     )

@@ -207,7 +207,7 @@ class UNetPart(Part):
             errors = errors * min_snr_weights(prediction, signal, noise, self.min_snr).to(errors.dtype)
         return errors.mean()
 
-    def channels(self, latent: int) -> dict[str, int]:
+    def channels(self, latent: int) -> dict[str, Any]:
         """Returns what of the U-Net's config follows from its autoencoder's latent: nothing, the recipe says it."""
         return {}
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +38,7 @@ class InpaintPart(UNetPart):
         super().__init__(cfg, scenes, autoencoder, clip)
         self.share_random = cfg.share_random
 
-    def channels(self, latent: int) -> dict[str, int]:
+    def channels(self, latent: int) -> dict[str, Any]:
         return {"in_channels": 2 * latent + 1, "out_channels": latent}
 
     def told(self, scenes: Batch, dropped: Tensor, g: torch.Generator) -> Condition:

@@ -109,9 +109,9 @@ def test_one_command_judges_any_of_them(cli: Callable[..., Outcome], trained: Pa
     assert outcome.status == 0, outcome.err
     (file,) = tmp_path.rglob("task_model.json")
     found = json.loads(file.read_text())
-    assert (found["task"], found["count"], len(found["per_image"])) == (name, 4, 4)
+    assert (found["about"]["task"], found["count"], len(found["per_image"])) == (name, 4, 4)
     measured = {"upscale": "psnr", "boxes": "iou"}.get(name, "found")
-    assert found["measured"] == measured
+    assert found["about"]["measured"] == measured
     assert found["value"] == pytest.approx(np.mean([row[measured] for row in found["per_image"]]))
     assert found["low"] <= found["value"] <= found["high"]
 

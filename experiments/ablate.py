@@ -34,16 +34,11 @@ def main(cfg: DictConfig) -> None:
     progress.cell_done(cell.sweep, cell.folder)
 
 
-def run() -> None:
-    """Runs the cells, and writes the report of what there is, whatever became of them."""
+if __name__ == "__main__":
     try:
         cli.run(main, "ablate")
-    finally:
+    finally:  # whatever became of the jobs
         progress.close()
         for folder in Begun.folders:
             if (folder / "sweep.json").exists():
                 print(f"the report: {write_page(folder)}")
-
-
-if __name__ == "__main__":
-    run()

@@ -31,6 +31,7 @@ from experiments.run.tasks import Given, Task, check_resampling, given, read_tas
 from guidance import Guidance, Stage, Unfit, guided
 from guidance.branch import name_of
 from ldm import LatentDiffusion
+from ldm.condition import Sizes
 from samplers import ImageNoise, KeyedNoise, Step
 from samplers.predict import Predict
 
@@ -45,6 +46,7 @@ class Job:
     task      what the pictures start from
     contents  hashes of the files that it names, see `contents`
     size      height and width in pixels
+    sizes     the same and more, as models like SDXL are told of it
     stages    the prompts that the guidance shows, and for how many steps; None is the picture's own
     x_T       the first draws of all pictures [N, C, h, w], where a file gives them
     """
@@ -55,6 +57,7 @@ class Job:
     settings: dict[str, Any]
     contents: dict[str, str]
     size: tuple[int, int]
+    sizes: Sizes
     stages: list[Stage]
     x_T: Tensor | None
 
@@ -70,6 +73,7 @@ def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
     task, request = read_task(cfg.get("task"), build.request(cfg, model.config.classes.names), model)
     check_resampling(task, machine)
     size = build.size(model, request.height, request.width)
+    sizes = build.sizes(cfg.get("task"), model, size)
     check_memory(model, size, request.together)
     shape = len(request.pictures), *model.latent_shape(*size)
     x_T = None if request.noise is None else read_noise(request.noise, shape)
@@ -78,8 +82,9 @@ def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
     build.check_prompts(model, request.prompts, stages)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     kept = {key: value for key, value in config.items() if key not in ("logger", "shard")}
-    hashes = contents(request.prompts, request.noise, {"the model": model, **machine.others}) | task.contents
-    return Job(request, machine, task, kept, hashes, size, stages, x_T)
+    hashes = contents(request.prompts, request.noise, {"the model": model, **machine.others}, machine.guidance)
+    hashes |= task.contents
+    return Job(request, machine, task, kept, hashes, size, sizes, stages, x_T)
 
 
 def tell_start(machine: Machine, all_stages: Sequence[Stage], stages: Sequence[Stage]) -> None:
@@ -101,12 +106,14 @@ class Batch:
     x_T    [B, C, h, w], standard normal
     noise  () -> the next draw [B, C, h, w] of each picture's stream, for samplers that add noise
     given  what the run's task gives them; None: they start from x_T
+    sizes  what models like SDXL are told of the pictures
     """
 
     prompts: list[Prompt]
     seeds: list[int]
     x_T: Tensor
     noise: ImageNoise
+    sizes: Sizes
     given: Given | None = None
 
 
@@ -114,7 +121,7 @@ def batch_of(job: Job, first: int, count: int) -> Batch:
     """Returns so many of a job's pictures, from the one at position `first` on."""
     pictures = job.request.pictures[first : first + count]
     prompts, seeds = [job.request.prompts[p] for p, _ in pictures], [seed for _, seed in pictures]
-    batch = from_seeds(job.machine.model, prompts, seeds, job.size)
+    batch = replace(from_seeds(job.machine.model, prompts, seeds, job.size), sizes=job.sizes)
     x_T = batch.x_T if job.x_T is None else job.x_T[first : first + count].to(job.machine.model.device)
     return replace(batch, x_T=x_T, given=given(job.task, job.machine, [p for p, _ in pictures], seeds, x_T))
 
@@ -122,7 +129,7 @@ def batch_of(job: Job, first: int, count: int) -> Batch:
 def from_seeds(model: LatentDiffusion, prompts: list[Prompt], seeds: list[int], size: tuple[int, int]) -> Batch:
     """Returns a batch whose first draws come from the seeds."""
     noise = ImageNoise(seeds, model.latent_shape(*size), model.device)
-    return Batch(prompts, seeds, noise(), noise)
+    return Batch(prompts, seeds, noise(), noise, Sizes(size))
 
 
 @torch.no_grad()
@@ -133,7 +140,7 @@ def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) ->
     """
     texts, negative = [prompt.text or "" for prompt in batch.prompts], [prompt.negative for prompt in batch.prompts]
     task, noise = batch.given or Given(batch.x_T), KeyedNoise(batch.seeds, machine.model.device)
-    conditions = machine.model.conditions(texts, negative, noise, task.channels)
+    conditions = machine.model.conditions(texts, negative, noise, batch.sizes, task.channels)
     denoise = guided(machine.networks, guidance or machine.guidance, conditions, machine.max_batch)
     finite = []
     try:
@@ -192,7 +199,8 @@ def draw_batch(
 ) -> Drawn:
     """Draws a batch, and calls `progress` after every step."""
     counted = {name: Counted(predict) for name, predict in machine.networks.items()}
-    watched = replace(machine, networks={**counted, ASIDE: machine.networks["main"]})
+    aside = {ASIDE: machine.networks["main"]} if observers else {}
+    watched = replace(machine, networks={**counted, **aside})
     guidance = reduce(lambda inner, observer: observer.around(inner), observers, machine.guidance)
     for step, x_t, x_0 in moments(watched, batch, guidance):  # noqa: B007
         progress()
@@ -298,6 +306,7 @@ def determined_by(job: Job, p: int, seed: int) -> dict[str, Any]:
     """What a picture depends on, so that equal pictures are equal files: no path, device, time or neighbours."""
     asked, prompt = job.settings, job.request.prompts[p]
     hashes = {k: v for k, v in job.contents.items() if k != "prompts" and k not in job.task.contents}
+    told = {} if job.machine.model.config.text_2 is None else {"sizes": job.sizes.numbers}
     return {
         "prompt": prompt.text,
         "negative_prompt": prompt.negative,
@@ -306,9 +315,18 @@ def determined_by(job: Job, p: int, seed: int) -> dict[str, Any]:
         "model": {key: asked["model"][key] for key in ("name", "prediction", "ema")},
         "contents": hashes,
         **job.task.determining(p),
+        **told,
         "batch_size": None if job.request.deterministic else job.request.batch_size,
-        **{key: asked[key] for key in ("sampler", "guidance", "dtype", "max_batch", "compile", "deterministic")},
+        "guidance": without_paths(asked["guidance"]),
+        **{key: asked[key] for key in ("sampler", "dtype", "max_batch", "compile", "deterministic")},
     }
+
+
+def without_paths(settings: Any) -> Any:
+    """Settings without the paths of a guidance's networks, whose hashes are among the contents."""
+    if isinstance(settings, dict):
+        return {key: without_paths(value) for key, value in settings.items() if key != "path"}
+    return [without_paths(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:

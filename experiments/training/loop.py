@@ -30,6 +30,7 @@ from experiments.files import UserError, atomically, difference, say, write
 from experiments.pictures import save_png
 from experiments.run import build
 from experiments.run.logger import Logger
+from experiments.training.classifier import ClassifierPart
 from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
 from experiments.training.tasks import BESIDE, InpaintPart, TaskPart
 
@@ -122,12 +123,14 @@ def micro_batches(cfg: DictConfig, scenes: EmojiScenes, steps: range, team: "Tea
 def build_part(cfg: DictConfig, scenes: EmojiScenes) -> Part:
     """Returns the part that the config names, with its initial weights."""
     autoencoder, clip = Path(cfg.autoencoder), Path(cfg.clip)
-    if cfg.part.name in ("unet", "inpaint"):
-        return (UNetPart if cfg.part.name == "unet" else InpaintPart)(cfg.part, scenes, autoencoder, clip)
+    if cfg.part.name == "inpaint":
+        return InpaintPart(cfg.part, scenes, autoencoder, clip)
     if cfg.part.name in BESIDE:
         return TaskPart(cfg.part, scenes, autoencoder)
+    if "unet" in cfg.part:
+        return UNetPart(cfg.part, scenes, autoencoder, clip)
     kinds: dict[str, Callable[[DictConfig, EmojiScenes], Part]]
-    kinds = {"autoencoder": AutoencoderPart, "clip": ClipPart, "judge": JudgePart}
+    kinds = {"autoencoder": AutoencoderPart, "clip": ClipPart, "judge": JudgePart, "classifier": ClassifierPart}
     return kinds[cfg.part.name](cfg.part, scenes)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from experiments.emoji.judge import Judge, JudgeConfig, JudgeOutput, save_judge
 from experiments.emoji.truth import device_of, judge_scores, psnr
 from experiments.emoji.world import Batch, EmojiScenes, batch_of, first_images, settings_of
-from experiments.files import UserError, write
+from experiments.files import UserError, as_user_error, write
 from experiments.pictures import sheet, to_image
 from experiments.training.tokens import WorldTable, tokens_of
 from guidance import ClassifierFree, guided
@@ -25,6 +25,8 @@ from ldm.condition import Condition
 from ldm.config import AutoencoderConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
 from ldm.files import names
 from ldm.files.config_files import to_diffusers
+from ldm.files.reading import read_autoencoder
+from ldm.files.tensors import tensors_in
 from ldm.files.writing import write_folder, write_shards
 from ldm.text import TextEncoder, Tokenizer
 from ldm.unet import UNet
@@ -154,9 +156,10 @@ class ClipPart(Part):
 class UNetPart(Part):
     """The U-Net with the text encoder: L_simple (Ho et al. 2020, eq. 14) on latents of a trained autoencoder.
 
-    The target is what the schedule's prediction names: the noise, v (Salimans & Ho 2022) or x_0. `min_snr` is the
-    gamma of Hang et al. 2023, None for no weights. The text encoder begins as CLIP's text tower and learns on, unless
-    `train_text` is off.
+    The target is what the schedule's prediction names: the noise, v (Salimans & Ho 2022), x_0, or, on a flow, the
+    velocity eps - x_0 (Liu et al. 2022). `min_snr` is the gamma of Hang et al. 2023, None for no weights. The U-Net has
+    the latents' channels, unless its settings say otherwise. The text encoder begins as CLIP's text tower and learns
+    on, unless `train_text` is off.
 
     Even at the largest t the mean of x_t over its cells betrays that of x_0 (alpha_bar there is not 0): the network
     finds the background's colour in it and does not learn it from the text. `noise_offset` is the standard deviation of
@@ -168,7 +171,7 @@ class UNetPart(Part):
         self.autoencoder, latents = load_autoencoder(autoencoder, scenes)
         text, tower = load_text_tower(clip)
         self.config = ModelConfig(
-            UNetConfig(**self.channels(latents.latent_channels), **settings_of(cfg.unet)),
+            UNetConfig(**{**self.channels(latents.latent_channels), **settings_of(cfg.unet)}),
             latents,
             text,
             ScheduleConfig(**settings_of(cfg.schedule)),
@@ -182,7 +185,8 @@ class UNetPart(Part):
         self.text_encoder.token_embedding = self.table  # type: ignore[assignment]
         self.text_encoder.requires_grad_(cfg.train_text)
         self.network = nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
-        self.schedule = Schedule.of(self.config.schedule)
+        with as_user_error("part.schedule: "):
+            self.schedule = Schedule.of(self.config.schedule)
         self.caption_dropout = cfg.caption_dropout
         self.noise_offset = cfg.noise_offset
         self.min_snr = cfg.min_snr
@@ -208,8 +212,8 @@ class UNetPart(Part):
         return errors.mean()
 
     def channels(self, latent: int) -> dict[str, Any]:
-        """Returns what of the U-Net's config follows from its autoencoder's latent: nothing, the recipe says it."""
-        return {}
+        """Returns what of the U-Net's config follows from the channels of its latent, unless the recipe says it."""
+        return {"in_channels": latent, "out_channels": latent}
 
     def told(self, scenes: Batch, dropped: Tensor, g: torch.Generator) -> Condition:
         """Returns what the U-Net is told of scenes; of those that are `dropped` [B], no text."""
@@ -321,7 +325,13 @@ def initialise(unet: UNet) -> None:
 
 @torch.no_grad()
 def load_autoencoder(path: Path, scenes: EmojiScenes) -> tuple[Autoencoder, AutoencoderConfig]:
-    """Returns a trained autoencoder (its EMA weights, frozen) whose scale gives the scenes' latents unit variance."""
+    """Returns a trained autoencoder, frozen, whose scale gives the scenes' latents unit variance.
+
+    path  a checkpoint, of which the EMA weights are taken, or the folder that was written of it
+    """
+    if path.is_dir():
+        with as_user_error():
+            return read_autoencoder(path)
     checkpoint = read_checkpoint(path, "autoencoder")
     config = AutoencoderConfig(**settings_of(checkpoint["recipe"]["part"]["autoencoder"]))
     autoencoder = Autoencoder(config).to(memory_format=torch.channels_last)
@@ -340,13 +350,29 @@ def unit_variance_scale(autoencoder: Autoencoder, config: AutoencoderConfig, sce
 
 
 def load_text_tower(path: Path) -> tuple[TextEncoderConfig, dict[str, Tensor]]:
-    """Returns the text tower of a trained CLIP (its EMA weights) as a TextEncoder's configuration and weights."""
-    checkpoint = read_checkpoint(path, "clip")
-    text = checkpoint["recipe"]["part"]["text"]
+    """Returns the text tower of a trained CLIP as a TextEncoder's configuration and weights.
+
+    path  a checkpoint, of which the EMA weights are taken, or the folder that was written of it
+    """
+    if path.is_dir():
+        text, found = read_clip(path)
+    else:
+        checkpoint = read_checkpoint(path, "clip")
+        text, found = checkpoint["recipe"]["part"]["text"], checkpoint["ema"]
     width = text["width"]
     config = TextEncoderConfig(width, 4 * width, text["layers"], text["heads"], activation="gelu", pad_id=PAD_ID)
     weights = {}
     for name in TextEncoder(config).state_dict():
         source = names.open_clip_source(name)
-        weights[name] = checkpoint["ema"][source.key.removeprefix(names.OPENCLIP)].chunk(source.parts)[source.part]
+        weights[name] = found[source.key.removeprefix(names.OPENCLIP)].chunk(source.parts)[source.part]
     return config, weights
+
+
+def read_clip(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the text settings and the weights, in float32, of a folder in open_clip's layout."""
+    file = folder / "open_clip_config.json"
+    if not file.is_file():
+        raise UserError(f"no CLIP in {folder}: there is no {file.name}")
+    shards = sorted(folder.glob("open_clip_model*.safetensors"))
+    weights = {name: tensor.float() for shard in shards for name, tensor in tensors_in(shard).items()}
+    return json.loads(file.read_text())["model_cfg"]["text_cfg"], weights

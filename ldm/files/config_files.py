@@ -15,6 +15,7 @@ from ldm.config import (
     SD1,
     SD1_INPAINTING,
     SD2,
+    SDXL,
     AutoencoderConfig,
     BoxesConfig,
     ClassesConfig,
@@ -24,8 +25,8 @@ from ldm.config import (
     UNetConfig,
 )
 from ldm.files.messages import one_line, quoted
-from ldm.files.names import CLIP, OPENCLIP, TOLD_BY, UNET
-from ldm.files.rules import LEVELS, RULES, SIZE, check, from_fields, one_of, several, whole
+from ldm.files.names import AUTOENCODER, CLIP, CLIP_XL, OPENCLIP, OPENCLIP_XL, TEXT_2, TOLD_BY, UNET, V_PRED, ZERO_SNR
+from ldm.files.rules import FLAG, LEVELS, RULES, SIZE, Rule, check, from_fields, one_of, several, whole
 
 Json = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]  # of the tensors in a file
@@ -93,13 +94,17 @@ UNET_ALWAYS = {
     "conv_out_kernel": 3, "downsample_padding": 1, "dropout": 0.0, "flip_sin_to_cos": True, "freq_shift": 0,
     "mid_block_scale_factor": 1, "mid_block_type": "UNetMidBlock2DCrossAttn", "norm_eps": 1e-5,
     "resnet_out_scale_factor": 1.0, "resnet_time_scale_shift": "default", "time_embedding_type": "positional",
-    "transformer_layers_per_block": 1,
 }
-UNET_KNOWN = {*UNET_FIELDS.values(), "down_block_types", "up_block_types", "sample_size", "upcast_attention"}
+UNET_KNOWN = {
+    *UNET_FIELDS.values(), "down_block_types", "up_block_types", "sample_size", "upcast_attention",
+    "transformer_layers_per_block",
+}
+VECTOR_WIDTH = "projection_class_embeddings_input_dim"  # of what goes through two layers and is added to the time
+CLASS_VECTOR = {"class_embed_type": "projection"}  # says that this is a class
+TOLD_SIZES = {"addition_embed_type": "text_time"}  # or SDXL's pooled text and six sizes
+SIZE_WIDTH = "addition_time_embed_dim"
 TABLES: dict[str, Any] = {"classes": ClassesConfig(), "boxes": BoxesConfig()}  # conditions by learnt tables of our own
 TABLE_NAMES = {"classes": "ClassTable", "boxes": "BoxEncoder"}
-CLASS_VECTOR = {"class_embed_type": "projection"}  # a vector through two layers, added to the time embedding
-CLASS_VECTOR_WIDTH = "projection_class_embeddings_input_dim"
 VAE_ALWAYS = {"act_fn": "silu", "mid_block_add_attention": True, "use_post_quant_conv": True, "use_quant_conv": True}
 VAE_KNOWN = {*VAE_FIELDS.values(), "out_channels", "down_block_types", "up_block_types", "sample_size", "force_upcast"}
 ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -149,10 +154,10 @@ def to_json_fields(config: Any, table: Mapping[str, str]) -> dict[str, Any]:
     return {table[name]: WORDS[name][value] if name in WORDS else value for name, value in values.items()}
 
 
-def from_diffusers(jsons: Mapping[str, Json], pad_id: int | None, where: str) -> ModelConfig:
+def from_diffusers(jsons: Mapping[str, Json], pad_ids: Mapping[str, int | None], where: str) -> ModelConfig:
     """Returns the config in a diffusers folder's JSON files, which are given by their paths in it.
 
-    pad_id  of the padding token that the tokenizer's files name; None if they name none
+    pad_ids  of the padding token that the tokenizer's files name, by text encoder; None if they name none
 
     Raises ValueError for what is missing, beyond our networks, or outside its rule.
     """
@@ -160,21 +165,45 @@ def from_diffusers(jsons: Mapping[str, Json], pad_id: int | None, where: str) ->
     autoencoder = autoencoder_from_diffusers(jsons["vae/config.json"], f"{where}/vae")
     sample_size = 64 if unet.get("sample_size") is None else unet["sample_size"]
     check("sample_size", sample_size, whole(1, 512), f"{where}/unet")
-    text, told = TextEncoderConfig(), dict[str, Any]()
-    if "text_encoder/config.json" in jsons:
-        text = text_from_diffusers(jsons["text_encoder/config.json"], pad_id, f"{where}/text_encoder")
+    texts = {
+        part: text_from_diffusers(jsons[f"{part}/config.json"], pad_id, f"{where}/{part}")
+        for part, pad_id in pad_ids.items()
+    }
+    told = dict[str, Any]()
     for part, default in TABLES.items():
         if f"{part}/config.json" in jsons:
             settings = {key: value for key, value in jsons[f"{part}/config.json"].items() if not key.startswith("_")}
             told[part] = from_fields(default, settings, f"{where}/{part}")
-    return ModelConfig(
-        unet=unet_from_diffusers(unet, f"{where}/unet"),
+    config = ModelConfig(
+        unet=unet_from_diffusers(unet, TEXT_2 in texts, f"{where}/unet"),
         autoencoder=autoencoder,
         condition=next((kind for kind, part in TOLD_BY.items() if f"{part}/config.json" in jsons), "nothing"),
-        text=text,
+        text=texts.get("text_encoder", TextEncoderConfig()),
         **told,
         schedule=schedule_from_diffusers(jsons["scheduler/scheduler_config.json"], f"{where}/scheduler"),
         image_size=sample_size * 2 ** (len(autoencoder.channels) - 1),
+    )
+    return with_two_texts(config, texts[TEXT_2], jsons, where) if TEXT_2 in texts else config
+
+
+def with_two_texts(
+    config: ModelConfig, second: TextEncoderConfig, jsons: Mapping[str, Json], where: str
+) -> ModelConfig:
+    """Returns the config of a folder with a second text encoder, and what else is SDXL's alone."""
+
+    def setting(file: str, name: str, default: Any, rule: Rule) -> Any:
+        value = jsons.get(file, {}).get(name, default)
+        check(name, value, rule, f"{where}/{file.removesuffix('/config.json')}")
+        return value
+
+    overflows = setting("vae/config.json", "force_upcast", True, FLAG)
+    projection = setting(f"{TEXT_2}/config.json", "projection_dim", 512, SIZE)
+    return replace(
+        config,
+        autoencoder=replace(config.autoencoder, overflows=overflows),
+        text=replace(config.text, penultimate=True),
+        text_2=replace(second, penultimate=True, projection=projection),
+        zeros_for_empty=setting("model_index.json", "force_zeros_for_empty_prompt", True, FLAG),
     )
 
 
@@ -186,12 +215,13 @@ def block_types(data: Json, known: Collection[str], where: str) -> list[list[str
     return list(settings.values())
 
 
-def unet_from_diffusers(data: Json, where: str) -> UNetConfig:
+def unet_from_diffusers(data: Json, two_texts: bool, where: str) -> UNetConfig:
+    vector = TOLD_SIZES if two_texts else CLASS_VECTOR
     vector_width: Any = 0
-    if data.get("class_embed_type") == CLASS_VECTOR["class_embed_type"]:
-        vector_width = data.get(CLASS_VECTOR_WIDTH)
-        check(CLASS_VECTOR_WIDTH, vector_width, SIZE, where)
-        data = {key: value for key, value in data.items() if key not in (*CLASS_VECTOR, CLASS_VECTOR_WIDTH)}
+    if all(data.get(key) == value for key, value in vector.items()):
+        vector_width = data.get(VECTOR_WIDTH)
+        check(VECTOR_WIDTH, vector_width, SIZE, where)
+        data = {key: value for key, value in data.items() if key not in (*vector, VECTOR_WIDTH, SIZE_WIDTH)}
     refuse_unsupported(data, UNET_ALWAYS, UNET_KNOWN, where)
     down, up = block_types(data, ATTENTION, where)
     attention = [ATTENTION[block] for block in down]
@@ -200,7 +230,10 @@ def unet_from_diffusers(data: Json, where: str) -> UNetConfig:
     if isinstance(heads := data.get("attention_head_dim"), int):
         data = {**data, "attention_head_dim": [heads] * len(down)}
     found = from_json_fields(UNetConfig, data, UNET_FIELDS, DIFFUSERS_DEFAULTS, where)
-    return from_fields(UNetConfig(), {**found, "attention": attention, "vector_width": vector_width}, where)
+    depth = data.get("transformer_layers_per_block") or 1
+    found |= {"attention": attention, "vector_width": vector_width}
+    made = from_fields(UNetConfig(), {**found, "depth": [depth] * len(down) if type(depth) is int else depth}, where)
+    return replace(made, depth=()) if set(made.depth) == {1} else made
 
 
 def autoencoder_from_diffusers(data: Json, where: str) -> AutoencoderConfig:
@@ -240,10 +273,14 @@ def schedule_from_diffusers(data: Json, where: str) -> ScheduleConfig:
     )
 
 
-def schedule_to_diffusers(config: ScheduleConfig) -> dict[str, Any]:
+def schedule_to_diffusers(config: ScheduleConfig, two_texts: bool) -> dict[str, Any]:
     if config.kind == "flow":
         settings = {"_class_name": FLOW, **to_json_fields(config, FLOW_FIELDS)}
         return {key: value for key, value in settings.items() if value != FLOW_DEFAULTS["prediction_type"]}
+    if two_texts and config.ends_clean:  # as SDXL is published: Euler's method, which always ends so
+        settings = to_json_fields(config, SCHEDULE_FIELDS)
+        del settings["set_alpha_to_one"]
+        return {"_class_name": "EulerDiscreteScheduler", **settings}
     return {"_class_name": "DDIMScheduler", **to_json_fields(config, SCHEDULE_FIELDS), "clip_sample": False}
 
 
@@ -251,10 +288,12 @@ def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Returns the JSON files of a diffusers folder, by their paths in it."""
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.unet.attention]
     levels = len(config.autoencoder.channels)
-    schedule = schedule_to_diffusers(config.schedule)
-    vector = {**CLASS_VECTOR, CLASS_VECTOR_WIDTH: config.unet.vector_width} if config.unet.vector_width else {}
+    schedule = schedule_to_diffusers(config.schedule, config.text_2 is not None)
+    vector: dict[str, Any] = {VECTOR_WIDTH: config.unet.vector_width} if config.unet.vector_width else {}
+    if config.condition == "classes" and vector:
+        vector |= CLASS_VECTOR
     # fmt: off
-    return {
+    files = {
         "model_index.json": {
             **model_index(config), "scheduler": ["diffusers", schedule["_class_name"]],
             "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
@@ -263,6 +302,7 @@ def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
             "_class_name": "UNet2DConditionModel", **to_json_fields(config.unet, UNET_FIELDS), **vector,
             "sample_size": config.image_size // config.downscale, "down_block_types": down,
             "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
+            "transformer_layers_per_block": config.unet.depth or 1,
         },
         "vae/config.json": {
             "_class_name": "AutoencoderKL", **to_json_fields(config.autoencoder, VAE_FIELDS),
@@ -273,6 +313,45 @@ def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
         "scheduler/scheduler_config.json": schedule,
     }
     # fmt: on
+    return files if config.text_2 is None else two_texts_to_diffusers(config, config.text_2, files)
+
+
+def text_to_diffusers(config: TextEncoderConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        **to_json_fields(config, TEXT_FIELDS),
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": config.pad_id,
+    }
+
+
+def two_texts_to_diffusers(
+    config: ModelConfig, second: TextEncoderConfig, files: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Returns the JSON files of SDXL, given what they have in common with those of other models."""
+    model, sizes = (
+        "CLIPTextModelWithProjection",
+        {
+            **TOLD_SIZES,
+            SIZE_WIDTH: (config.unet.vector_width - second.projection) // 6,
+        },
+    )
+    index = {key: value for key, value in files["model_index.json"].items() if "safety" not in key} | {
+        "_class_name": "StableDiffusionXLPipeline",
+        TEXT_2: ["transformers", model],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "force_zeros_for_empty_prompt": config.zeros_for_empty,
+        "image_encoder": [None, None],
+    }
+    return files | {
+        "model_index.json": index,
+        "unet/config.json": files["unet/config.json"] | sizes,
+        "vae/config.json": files["vae/config.json"] | {"force_upcast": config.autoencoder.overflows},
+        f"{TEXT_2}/config.json": text_to_diffusers(second)
+        | {"architectures": [model], "projection_dim": second.projection},
+    }
 
 
 def model_index(config: ModelConfig) -> dict[str, Any]:
@@ -298,21 +377,18 @@ def condition_to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
     if config.condition in TABLES:
         about = {"_class_name": TABLE_NAMES[config.condition], **asdict(getattr(config, config.condition))}
         return {f"{config.condition}/config.json": about}
-    settings = {
-        "architectures": ["CLIPTextModel"],
-        "model_type": "clip_text_model",
-        **to_json_fields(config.text, TEXT_FIELDS),
-        "bos_token_id": 49406,
-        "eos_token_id": 49407,
-        "pad_token_id": config.text.pad_id,
-    }
-    return {"text_encoder/config.json": settings}
+    return {"text_encoder/config.json": text_to_diffusers(config.text)}
 
 
 # --- single files -----------------------------------------------------------------------------------------------------
 
-FAMILIES = {(320, 4, 768): SD1, (320, 9, 768): SD1_INPAINTING, (320, 4, 1024): SD2}
-STRANGERS = {2048: "an SDXL model", 1280: "an SDXL refiner"}
+FAMILIES = {(320, 4, 768): SD1, (320, 9, 768): SD1_INPAINTING, (320, 4, 1024): SD2, (320, 4, 2048): SDXL}
+STRANGERS = {
+    (320, 9, 2048): "an SDXL inpainting model, which is not supported",
+    (384, 4, 1280): "an SDXL refiner, which is not supported: use the base model alone",
+}
+TO_K = "input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
+EDM_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
 
 def family(shapes: Shapes, prediction: str | None, where: str) -> ModelConfig:
@@ -321,21 +397,44 @@ def family(shapes: Shapes, prediction: str | None, where: str) -> ModelConfig:
     prediction: the user's; SD 2 has one size for each, and its files do not tell them apart.
     """
     conv_in = shapes.get(UNET + "input_blocks.0.0.weight", ())
-    to_k = shapes.get(UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", ())
     if len(conv_in) != 4:
         raise ValueError(
             f"{where}: no Stable Diffusion checkpoint: it has no {UNET}input_blocks.0.0.weight of a convolution, "
             f"but {one_line(', '.join(list(shapes)[:3]))}"
         )
-    signature = (conv_in[0], conv_in[1], to_k[1] if len(to_k) == 2 else 0)
+    first = [shape for i in (1, 4) if len(shape := shapes.get(UNET + TO_K.format(i), ())) == 2]  # SDXL's top has none
+    signature = (conv_in[0], conv_in[1], first[0][1] if first else 0)
+    if signature in STRANGERS:
+        raise ValueError(f"{where}: {STRANGERS[signature]}")
     if signature not in FAMILIES:
-        guess = STRANGERS.get(signature[2], "not of a family known here")
         raise ValueError(
-            f"{where}: {guess} ({signature[0]} channels, {signature[1]} input channels, text width {signature[2]}); "
-            "give its YAML as model.config"
+            f"{where}: not of a family known here ({signature[0]} channels, {signature[1]} input channels, "
+            f"text width {signature[2]}); give its YAML as model.config"
         )
     config = FAMILIES[signature]
+    if config is SDXL:
+        return fine_tune(shapes, where)
     return replace(config, image_size=768) if config is SD2 and prediction == "v" else config
+
+
+def fine_tune(shapes: Shapes, where: str) -> ModelConfig:
+    """Returns SDXL's config, or that of a fine-tune which says in empty tensors how it differs.
+
+    Raises ValueError for one of another process, and for a file of the U-Net alone.
+    """
+    edm = next((key for key in EDM_MARKERS if key in shapes), None)
+    if edm:
+        raise ValueError(f"{where}: {edm} marks an SDXL of the EDM process, which is not supported")
+    for what, prefix in (("autoencoder", AUTOENCODER), ("text encoder", CLIP_XL), ("text encoder", OPENCLIP_XL)):
+        if not any(key.startswith(prefix) for key in shapes):
+            raise ValueError(
+                f"{where}: no {what} in it ({prefix}*): SDXL draws with all of its networks; take a whole file"
+            )
+    prediction = "v" if V_PRED in shapes else "eps"
+    zero_snr = ZERO_SNR in shapes
+    spacing = "trailing" if zero_snr else SDXL.schedule.spacing  # no other begins where no signal is left
+    schedule = replace(SDXL.schedule, prediction=prediction, zero_terminal_snr=zero_snr, spacing=spacing)
+    return replace(SDXL, schedule=schedule)
 
 
 def text_from_shapes(shapes: Shapes, penultimate: bool, where: str) -> TextEncoderConfig:

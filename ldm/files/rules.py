@@ -3,10 +3,11 @@
 The bounds are wide enough for any model of the family, and narrow enough that none takes long to build.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
+from ldm.classifier import ClassifierConfig
 from ldm.config import (
     AutoencoderConfig,
     BoxesConfig,
@@ -72,6 +73,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "blocks_per_level": BLOCKS,
         "attention": several(FLAG, 1, LEVELS),
         "heads": several(SIZE, 1, LEVELS),
+        "depth": several(whole(1, 64), 0, LEVELS),
         "text_width": or_none(SIZE),
         "vector_width": whole(0, 65536),
         "linear_projection": FLAG,
@@ -84,6 +86,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "blocks_per_level": BLOCKS,
         "norm_groups": SIZE,
         "scale": between(0, 1000),
+        "overflows": FLAG,
     },
     TextEncoderConfig: {
         "width": SIZE,
@@ -94,6 +97,15 @@ RULES: dict[type, dict[str, Rule]] = {
         "context": whole(3, 4096),
         "activation": one_of("quick_gelu", "gelu"),
         "pad_id": whole(0, 2**24),
+        "penultimate": FLAG,
+        "projection": whole(0, 65536),
+    },
+    ClassifierConfig: {
+        "classes": NAMES,
+        "latent_channels": SIZE,
+        "channels": several(whole(2, 65536), 1, LEVELS),
+        "norm_groups": SIZE,
+        "scale": between(0, 1000),
     },
     ClassesConfig: {
         "names": Rule(f"{NAMES.text}, none of them twice", lambda value: NAMES.admits(value) and distinct(value)),
@@ -112,13 +124,20 @@ RULES: dict[type, dict[str, Rule]] = {
         "beta_end": between(0, 1),
         "zero_terminal_snr": FLAG,
         "shift": between(0, 1000),
+        "times": one_of("logit_normal", "uniform"),
         "prediction": one_of(*PREDICTIONS, ""),
         "spacing": one_of("leading", "trailing", "linspace"),
         "steps_offset": whole(0, 10**6),
         "ends_clean": FLAG,
     },
-    ModelConfig: {"condition": one_of("text", "classes", "boxes", "nothing"), "image_size": SIZE},
+    ModelConfig: {
+        "condition": one_of("text", "classes", "boxes", "nothing"),
+        "image_size": SIZE,
+        "zeros_for_empty": FLAG,
+        "text_2": Rule("null, or a mapping of settings", lambda value: value is None),
+    },
 }
+OPTIONAL = {"text_2": TextEncoderConfig()}  # fields that may be None, and what their settings change otherwise
 
 
 def check(name: str, value: object, rule: Rule, where: str) -> None:
@@ -139,7 +158,7 @@ def from_fields(default: T, data: Mapping[str, Any], where: str) -> T:
             raise ValueError(f"{where}: unknown field {quoted(name)}; there are {', '.join(known)}")
         if is_dataclass(value):
             changes[name] = value
-        elif is_dataclass(old := getattr(default, name)):
+        elif is_dataclass(old := getattr(default, name) or OPTIONAL.get(name)) and value is not None:
             if not isinstance(value, dict):
                 raise ValueError(f"{where}: {name}={quoted(value)} should be a mapping of settings")
             changes[name] = from_fields(old, value, f"{where}: {name}")
@@ -151,11 +170,15 @@ def from_fields(default: T, data: Mapping[str, Any], where: str) -> T:
 
 def checked(config: ModelConfig, where: str) -> ModelConfig:
     """Returns the config itself. Raises ValueError where its numbers contradict each other."""
-    unet, text, schedule = config.unet, config.text, config.schedule
+    unet, schedule = config.unet, config.schedule
+    texts = [config.text, *([config.text_2] if config.text_2 else [])]
     if not len(unet.channels) == len(unet.attention) == len(unet.heads):
         raise ValueError(f"{where}: the U-Net's channels, attention and heads must have one entry per level")
+    if len(unet.depth) not in (0, len(unet.channels)):
+        raise ValueError(f"{where}: the U-Net's depth must have one entry per level, or none")
     with_heads = [*zip(unet.channels, unet.heads, strict=True)]
-    for width, heads in [*with_heads, (text.width, text.heads)] if config.condition == "text" else with_heads:
+    with_heads += [(text.width, text.heads) for text in texts] if config.condition == "text" else []
+    for width, heads in with_heads:
         if width % heads:
             raise ValueError(f"{where}: {width} channels cannot be split over {heads} heads")
     for part in (unet, config.autoencoder):
@@ -163,9 +186,10 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
             raise ValueError(f"{where}: channels {part.channels} cannot be normed in {part.norm_groups} groups")
     if unet.channels[0] % 2:
         raise ValueError(f"{where}: the U-Net's channels {unet.channels} must begin with an even number")
-    check_condition(config, where)
-    if text.pad_id >= text.vocab:
-        raise ValueError(f"{where}: pad_id={text.pad_id} is not among the {text.vocab} tokens")
+    check_condition(config, texts, where)
+    for text in texts:
+        if text.pad_id >= text.vocab:
+            raise ValueError(f"{where}: pad_id={text.pad_id} is not among the {text.vocab} tokens")
     if schedule.zero_terminal_snr and schedule.prediction == "eps":
         raise ValueError(
             f"{where}: zero_terminal_snr (rescale_betas_zero_snr) with prediction eps: "
@@ -174,11 +198,12 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
     return config
 
 
-def check_condition(config: ModelConfig, where: str) -> None:
+def check_condition(config: ModelConfig, texts: Sequence[TextEncoderConfig], where: str) -> None:
     """Raises ValueError where the U-Net is not made for what it would be told."""
-    unet, text, classes = config.unet, config.text, config.classes
-    if config.condition == "text" and unet.text_width != text.width:
-        raise ValueError(f"{where}: the U-Net expects text of width {unet.text_width}, its encoder gives {text.width}")
+    unet, classes, width = config.unet, config.classes, sum(text.width for text in texts)
+    if config.condition == "text" and unet.text_width != width:
+        raise ValueError(f"{where}: the U-Net expects text of width {unet.text_width}, its encoder gives {width}")
+    check_pooled(config, where)
     if config.condition == "nothing" and unet.text_width is not None:
         raise ValueError(f"{where}: the U-Net expects text of width {unet.text_width}, and is told nothing")
     if config.condition == "boxes" and (not config.boxes.names or unet.text_width != config.boxes.width):
@@ -196,4 +221,16 @@ def check_condition(config: ModelConfig, where: str) -> None:
         raise ValueError(
             f"{where}: a class is {kind} of width {classes.width}, and the U-Net expects "
             f"text_width={unet.text_width} vector_width={unet.vector_width}"
+        )
+
+
+def check_pooled(config: ModelConfig, where: str) -> None:
+    """Raises ValueError where the U-Net's vector does not hold a second encoder's pooled text and six sizes."""
+    width, second = config.unet.vector_width, config.text_2
+    if config.text.projection or (second and not (second.projection and config.condition == "text")):
+        raise ValueError(f"{where}: a pooled text (projection) is what a second text encoder gives, and that alone")
+    if second and (width <= second.projection or (width - second.projection) % 12):
+        raise ValueError(
+            f"{where}: the U-Net's vector of {width} does not hold a pooled text of {second.projection} and six sizes "
+            "of an even width"
         )

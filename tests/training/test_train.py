@@ -1,6 +1,7 @@
 """Training on a world of two shapes: exact resume, checkpoints that stay whole, and what is learnt."""
 
 import json
+import math
 import subprocess
 import sys
 import tracemalloc
@@ -18,14 +19,16 @@ from torch import nn
 
 from experiments.emoji.judge import JudgeOutput, load_judge
 from experiments.emoji.world import EmojiScenes, World, batch_of, load_atlas, settings_of
-from experiments.files import CONF
+from experiments.files import CONF, UserError
 from experiments.training import loop as verb
 from experiments.training import parts
 from experiments.training.loop import joined
 from experiments.training.tokens import WorldTable, tokens_of
+from guidance import ClassifierFree, guided
 from ldm import load_model
+from ldm.files.classifiers import load_classifier
 from ldm.text import TextEncoder, Tokenizer
-from samplers import Flow, Schedule, add_noise
+from samplers import Flow, Schedule, add_noise, as_x_0, euler
 from samplers.predict import target
 
 TINY_WORLD = [
@@ -46,6 +49,7 @@ TINY = {
     "unet": ["part.unet.channels=[8,16]", "part.unet.attention=[false,true]", "part.unet.heads=[1,2]"]
     + ["part.unet.text_width=16", "part.unet.norm_groups=4"],
 }
+TINY_FLOW = [*TINY["unet"], "part.schedule.shift=2"]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +71,14 @@ def overrides(folder, part, *more):
     places += [f"{earlier}={folder / earlier / 'checkpoint.pt'}" for earlier in ("autoencoder", "clip")]
     short = ["part.steps=6", "part.batch=4", "part.micro=2", "part.warmup=2", "log_every=2", "save_seconds=1000"]
     chosen = part if "/" in part else f"small/{part}"
-    return [f"part={chosen}", *places, *TINY_WORLD, *TINY.get(part, []), *short, *more]
+    return [
+        f"part={chosen}",
+        *places,
+        *TINY_WORLD,
+        *(TINY_FLOW if part == "unet_flow" else TINY.get(part, [])),
+        *short,
+        *more,
+    ]
 
 
 def config(folder, part, *more):
@@ -269,6 +280,24 @@ def test_the_text_tower_becomes_the_text_encoder(folder):
     assert torch.allclose(written.encode_text(ids), network.encode_text(ids), atol=1e-2)
 
 
+def test_the_folders_that_were_written_serve_as_well_as_the_checkpoints(folder):
+    cfg = config(folder, "unet")
+    scenes = EmojiScenes(*world_of(folder, cfg))
+    of_checkpoints = parts.UNetPart(cfg.part, scenes, *(folder / p / "checkpoint.pt" for p in ("autoencoder", "clip")))
+    of_folders = parts.UNetPart(cfg.part, scenes, *(folder / p / "model" for p in ("autoencoder", "clip")))
+    assert of_folders.config == of_checkpoints.config
+    for network in ("autoencoder", "text_encoder"):
+        one, two = (getattr(part, network).state_dict() for part in (of_checkpoints, of_folders))
+        for name, value in one.items():
+            assert torch.equal(value.half(), two[name].half()), name  # the folders are in 16 bits
+
+
+def test_a_folder_that_is_no_part_is_one_line(folder, tmp_path):
+    for setting in ("autoencoder", "clip"):
+        with pytest.raises(UserError, match=str(tmp_path)):
+            verb.train(config(folder, "unet", f"{setting}={tmp_path}", f"out={tmp_path / 'out'}"))
+
+
 def test_clip_finds_captions(folder, tmp_path):
     fast = ["part.steps=100", "part.batch=32", "part.micro=32", "part.lr=0.01", "part.warmup=10", "bf16=false"]
     cfg = config(folder, "clip", f"out={tmp_path}", *fast)
@@ -350,6 +379,57 @@ def test_the_target_is_what_the_sampler_takes_it_for(folder, prediction):
     assert torch.allclose(seen["x_t"], a.sqrt() * x_0 + (1 - a).sqrt() * eps, atol=1e-5)
     target = {"eps": eps, "x0": x_0, "v": (a.sqrt() * seen["x_t"] - x_0) / (1 - a).sqrt()}[prediction]
     assert loss.item() == pytest.approx(target.square().mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("times", ["logit_normal", "uniform"])
+def test_a_flow_learns_its_velocity_at_its_own_times(folder, times):
+    """Of (1 - s) x_0 + s eps the velocity eps - x_0, at t = 1000 s; s is drawn as the recipe says, then shifted."""
+    cfg = config(folder, "unet_flow", f"part.schedule.times={times}", "part.caption_dropout=0", "bf16=false")
+    scenes = EmojiScenes(*world_of(folder, cfg))
+    part = parts.UNetPart(cfg.part, scenes, *(folder / p / "checkpoint.pt" for p in ("autoencoder", "clip")))
+    seen = {}
+
+    class Nothing(nn.Module):
+        def forward(self, x_t, t, condition):
+            seen.update(x_t=x_t, t=t)
+            return torch.zeros_like(x_t)
+
+    part.unet = Nothing()
+    some = batch_of(scenes, range(64))
+    loss = part.forward(some, torch.Generator().manual_seed(5))
+    g = torch.Generator().manual_seed(5)  # the draws again: posterior, dropout, t, eps
+    mean, logvar = part.autoencoder.encode(some.pixels())
+    x_0 = parts.sample_posterior(mean, logvar, g)
+    torch.rand(64, generator=g)
+    s = torch.randn(64, generator=g).sigmoid() if times == "logit_normal" else torch.rand(64, generator=g)
+    s = 2 * s / (1 + s)
+    eps = torch.randn(x_0.shape, generator=g)
+    assert torch.allclose(seen["t"], 1000 * s)
+    row = s[:, None, None, None]
+    assert torch.allclose(seen["x_t"], (1 - row) * x_0 + row * eps, atol=1e-5)
+    assert loss.item() == pytest.approx((eps - x_0).square().mean().item(), rel=1e-4)
+
+
+def test_a_flow_is_trained_on_any_latents_and_sampled_as_one(folder, tmp_path):
+    """The recipe names no channels of the latents: the autoencoder's are taken."""
+    wide = [f"out={tmp_path / 'autoencoder'}", "+part.autoencoder.latent_channels=6", "part.steps=1"]
+    verb.train(config(folder, "autoencoder", *wide))
+    latents = f"autoencoder={tmp_path / 'autoencoder' / 'checkpoint.pt'}"
+    verb.train(config(folder, "unet_flow", f"out={tmp_path / 'flow'}", latents))
+    model = load_model(tmp_path / "flow" / "model")
+    assert (model.config.unet.in_channels, model.config.unet.out_channels) == (6, 6)
+    assert (model.config.schedule.kind, model.config.schedule.prediction) == ("flow", "flow")
+    assert Schedule.of(model.config.schedule) == Flow(2.0)
+    x_T = torch.randn(1, 6, 8, 8)
+    denoise = guided(as_x_0(model.unet, "flow"), ClassifierFree(2.0), model.conditions(["a disc"]))
+    with torch.no_grad():
+        *_, (_, x_0, _) = euler(denoise, x_T, Flow(2.0).steps(3))
+    assert x_0.isfinite().all() and not torch.equal(x_0, x_T)
+
+
+def test_training_times_that_are_none_are_one_line(folder, tmp_path):
+    with pytest.raises(UserError, match=r"part\.schedule: times=early: must be logit_normal or uniform"):
+        verb.train(config(folder, "unet_flow", f"out={tmp_path}", "part.schedule.times=early"))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0", "flow"])
@@ -451,6 +531,41 @@ def test_the_trained_model_is_written_as_a_folder_that_loads(folder, tmp_path):
     shards = list((tmp_path / "model").rglob("*.safetensors"))
     assert len(shards) >= 3
     assert all(shard.stat().st_size < 15e6 for shard in shards)
+
+
+def test_the_classifier_learns_what_stands_in_noisy_latents(folder, tmp_path):
+    """Of the embedded model. Shown the same scenes and noise again and again, it comes near the entropy of the labels;
+    and what a training writes is read back."""
+    out = tmp_path / "classifier"
+
+    def cfg(*more):
+        recipe = [text for text in overrides(folder, "judge", f"out={out}", *more) if text not in TINY["judge"]]
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", ["part=tasks/classifier", "part.channels=[16,32]", *recipe[1:]])
+
+    verb.train(cfg())
+    classifier = load_classifier(out / "model")
+    assert classifier.classes == ("square", "disc")
+    assert classifier.config.scale == load_model().config.autoencoder.scale
+    with pytest.raises(FileNotFoundError, match="/nowhere: no such file or folder"):
+        verb.train(cfg("part.model=/nowhere", f"out={tmp_path / 'b'}"))
+
+    settings = cfg()
+    world = World(**settings_of(settings.world))
+    scenes = EmojiScenes(world, load_atlas(world, Path(settings.icons), Path(settings.cache)), "train", 0, length=512)
+    torch.manual_seed(0)
+    part, batch = verb.build_part(settings, scenes), batch_of(scenes, range(8))
+    shares = part.shares(batch)
+    assert torch.equal(shares.sum(dim=1), torch.ones(8)) and set(shares.flatten().tolist()) == {0, 0.5, 1}
+    entropy = -(shares * shares.clamp(min=1e-9).log()).sum(dim=1).mean().item()
+    optimizer = torch.optim.Adam(part.network.parameters(), lr=1e-2)
+    for _ in range(40):
+        loss = part(batch, torch.Generator().manual_seed(0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() - entropy < 0.1 * (math.log(2) - entropy)
 
 
 def test_learning_rate_rises_then_follows_a_cosine_to_zero():

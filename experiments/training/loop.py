@@ -25,13 +25,14 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from experiments.emoji.world import Batch, EmojiScenes, World, collate, load_atlas, settings_of
+from experiments.emoji.world import LAYOUTS, Batch, EmojiScenes, World, collate, load_atlas, settings_of
 from experiments.files import UserError, atomically, difference, say, write
 from experiments.pictures import save_png
 from experiments.run import build
 from experiments.run.logger import Logger
 from experiments.training.classifier import ClassifierPart
 from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
+from experiments.training.tasks import BESIDE, InpaintPart, TaskPart
 
 CLIPPED_NORM = 1.0  # of the gradient, at most
 
@@ -46,8 +47,10 @@ def train(cfg: DictConfig) -> None:
             raise UserError(f"part.batch={cfg.part.batch}: must be a multiple of part.micro x processes")
         world = World(**settings_of(cfg.world))
         atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
-        scenes = EmojiScenes(world, atlas, "train", cfg.seed, length=max(cfg.part.steps * cfg.part.batch, 512))
-        held_out = EmojiScenes(world, atlas, "held_out")
+        layouts = tuple(cfg.part.get("layouts") or LAYOUTS)
+        length = max(cfg.part.steps * cfg.part.batch, 512)
+        scenes = EmojiScenes(world, atlas, "train", cfg.seed, length, layouts)
+        held_out = EmojiScenes(world, atlas, "held_out", layouts=layouts)
 
         torch.manual_seed(cfg.seed)  # of the initial weights
         part = build_part(cfg, scenes).to(team.device).to(memory_format=torch.channels_last)
@@ -119,8 +122,13 @@ def micro_batches(cfg: DictConfig, scenes: EmojiScenes, steps: range, team: "Tea
 
 def build_part(cfg: DictConfig, scenes: EmojiScenes) -> Part:
     """Returns the part that the config names, with its initial weights."""
+    autoencoder, clip = Path(cfg.autoencoder), Path(cfg.clip)
+    if cfg.part.name == "inpaint":
+        return InpaintPart(cfg.part, scenes, autoencoder, clip)
+    if cfg.part.name in BESIDE:
+        return TaskPart(cfg.part, scenes, autoencoder)
     if "unet" in cfg.part:
-        return UNetPart(cfg.part, scenes, Path(cfg.autoencoder), Path(cfg.clip))
+        return UNetPart(cfg.part, scenes, autoencoder, clip)
     kinds: dict[str, Callable[[DictConfig, EmojiScenes], Part]]
     kinds = {"autoencoder": AutoencoderPart, "clip": ClipPart, "judge": JudgePart, "classifier": ClassifierPart}
     return kinds[cfg.part.name](cfg.part, scenes)

@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
     try:
         cell.note()
         results, missing = measure_cell(cfg, cell.folder)
-        cell.note(measures=written(cfg), unmeasured=missing)
+        cell.note(measures=written(cfg, cell.axes), unmeasured=missing)
     except Exception as error:
         files.write(cell.folder / "error.txt", f"{type(error).__name__}: {error}\n")
         progress.cell_failed()

@@ -71,6 +71,15 @@ class ClassesConfig:
 
 
 @dataclass(frozen=True)
+class BoxesConfig:
+    """An encoder of labelled boxes, a token each, which the network is told of in the place of a text."""
+
+    names: tuple[str, ...] = ()  # labels
+    width: int = 512
+    most: int = 30  # boxes
+
+
+@dataclass(frozen=True)
 class ScheduleConfig:
     """The numbers of the noise schedule the network was trained with; samplers.Schedule turns them into tensors."""
 
@@ -94,8 +103,11 @@ class ModelConfig:
     text: TextEncoderConfig = TextEncoderConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     image_size: int = 512  # pixels; the size it was trained at
-    condition: str = "text"  # what the network is told: a text, or "classes", "nothing"; `text` is of no use there
+    condition: str = (
+        "text"  # what the network is told: a text, or (`text` being of no use) "classes", "boxes", "nothing"
+    )
     classes: ClassesConfig = ClassesConfig()
+    boxes: BoxesConfig = BoxesConfig()
     text_2: TextEncoderConfig | None = None  # a second encoder, whose tokens stand beside the first's (SDXL)
     zeros_for_empty: bool = False  # of an empty prompt, tokens and pooled text are zeros
 

@@ -83,11 +83,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tenso
     slow = q.device.type == "cpu" and q.dtype.itemsize <= 2 and not torch.compiler.is_compiling()
     if not slow or not (weights <= MANY_WEIGHTS if tracked else weights >= FEW_WEIGHTS):
         return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-    mask = q.new_full((q.shape[-2], k.shape[-2]), float("-inf")).triu(1) if is_causal else None
+    shape, mask = q.shape[:2], q.new_full((q.shape[-2], k.shape[-2]), float("-inf")).triu(1) if is_causal else None
     parts = [x.flatten(0, 1) for x in (q, k, v)]
     heads = len(parts[0]) if tracked else max(WEIGHTS_SLICE * len(parts[0]) // weights, 1)
-    out = [products(*some, mask) for some in zip(*(part.split(heads) for part in parts), strict=True)]
-    return (out[0] if len(out) == 1 else torch.cat(out)).unflatten(0, q.shape[:2])
+    out = [products(q, k, v, mask) for q, k, v in zip(*(part.split(heads) for part in parts), strict=True)]
+    return (out[0] if len(out) == 1 else torch.cat(out)).unflatten(0, shape)
 
 
 def products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

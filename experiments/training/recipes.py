@@ -1,16 +1,17 @@
 """What a recipe of conf/part trains, and what it learns from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from experiments.emoji.world import EmojiScenes, World, load_atlas, settings_of
+from experiments.emoji.world import LAYOUTS, EmojiScenes, World, load_atlas, settings_of
 from experiments.training.classifier import ClassifierPart
 from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
+from experiments.training.tasks import BESIDE, InpaintPart, TaskPart
 from experiments.training.vector_parts import VectorAutoencoderPart, VectorJudgePart
-from experiments.vectors.data import Source, load_drawings
+from experiments.vectors.data import Drawings, Source, load_drawings
 
 
 class Examples(Protocol):
@@ -36,25 +37,31 @@ def load_examples(cfg: DictConfig) -> tuple[Examples, Examples]:
         return load_drawings(source, Path(cfg.icons), Path(cfg.cache), max(cfg.workers, 1), cfg.seed)
     world = World(**settings_of(cfg.world))
     atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
+    layouts = tuple(cfg.part.get("layouts") or LAYOUTS)
     length = max(cfg.part.steps * cfg.part.batch, 512)
-    return EmojiScenes(world, atlas, "train", cfg.seed, length), EmojiScenes(world, atlas, "held_out")
+    train = EmojiScenes(world, atlas, "train", cfg.seed, length, layouts)
+    return train, EmojiScenes(world, atlas, "held_out", layouts=layouts)
 
 
 def build_part(cfg: DictConfig, examples: Any) -> Part:
     """Returns the part that the config names, with its initial weights."""
-    match data_group(cfg), cfg.part.name:
-        case "world", "autoencoder":
-            return AutoencoderPart(cfg.part, examples)
-        case "world", "clip":
-            return ClipPart(cfg.part, examples)
-        case "world", "judge":
-            return JudgePart(cfg.part, examples)
-        case "world", "classifier":
-            return ClassifierPart(cfg.part, examples)
-        case "world", _ if "unet" in cfg.part:
-            return UNetPart(cfg.part, examples, Path(cfg.autoencoder), Path(cfg.clip))
-        case "drawings", "autoencoder":
-            return VectorAutoencoderPart(cfg.part, examples)
-        case "drawings", "judge":
-            return VectorJudgePart(cfg.part, examples)
-    raise AssertionError(f"{cfg.part.size}/{cfg.part.name}")
+    return (drawing_part if data_group(cfg) == "drawings" else scene_part)(cfg, examples)
+
+
+def scene_part(cfg: DictConfig, scenes: EmojiScenes) -> Part:
+    autoencoder, clip = Path(cfg.autoencoder), Path(cfg.clip)
+    if cfg.part.name == "inpaint":
+        return InpaintPart(cfg.part, scenes, autoencoder, clip)
+    if cfg.part.name in BESIDE:
+        return TaskPart(cfg.part, scenes, autoencoder)
+    if "unet" in cfg.part:
+        return UNetPart(cfg.part, scenes, autoencoder, clip)
+    kinds: dict[str, Callable[[DictConfig, EmojiScenes], Part]]
+    kinds = {"autoencoder": AutoencoderPart, "clip": ClipPart, "judge": JudgePart, "classifier": ClassifierPart}
+    return kinds[cfg.part.name](cfg.part, scenes)
+
+
+def drawing_part(cfg: DictConfig, drawings: Drawings) -> Part:
+    kinds: dict[str, Callable[[DictConfig, Drawings], Part]]
+    kinds = {"autoencoder": VectorAutoencoderPart, "judge": VectorJudgePart}
+    return kinds[cfg.part.name](cfg.part, drawings)

@@ -17,6 +17,7 @@ from ldm.config import (
     SD2,
     SDXL,
     AutoencoderConfig,
+    BoxesConfig,
     ClassesConfig,
     ModelConfig,
     ScheduleConfig,
@@ -102,6 +103,8 @@ VECTOR_WIDTH = "projection_class_embeddings_input_dim"  # of what goes through t
 CLASS_VECTOR = {"class_embed_type": "projection"}  # says that this is a class
 TOLD_SIZES = {"addition_embed_type": "text_time"}  # or SDXL's pooled text and six sizes
 SIZE_WIDTH = "addition_time_embed_dim"
+TABLES: dict[str, Any] = {"classes": ClassesConfig(), "boxes": BoxesConfig()}  # conditions by learnt tables of our own
+TABLE_NAMES = {"classes": "ClassTable", "boxes": "BoxEncoder"}
 VAE_ALWAYS = {"act_fn": "silu", "mid_block_add_attention": True, "use_post_quant_conv": True, "use_quant_conv": True}
 VAE_KNOWN = {*VAE_FIELDS.values(), "out_channels", "down_block_types", "up_block_types", "sample_size", "force_upcast"}
 ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -166,16 +169,17 @@ def from_diffusers(jsons: Mapping[str, Json], pad_ids: Mapping[str, int | None],
         part: text_from_diffusers(jsons[f"{part}/config.json"], pad_id, f"{where}/{part}")
         for part, pad_id in pad_ids.items()
     }
-    classes = ClassesConfig()
-    if "classes/config.json" in jsons:
-        settings = {key: value for key, value in jsons["classes/config.json"].items() if not key.startswith("_")}
-        classes = from_fields(ClassesConfig(), settings, f"{where}/classes")
+    told = dict[str, Any]()
+    for part, default in TABLES.items():
+        if f"{part}/config.json" in jsons:
+            settings = {key: value for key, value in jsons[f"{part}/config.json"].items() if not key.startswith("_")}
+            told[part] = from_fields(default, settings, f"{where}/{part}")
     config = ModelConfig(
         unet=unet_from_diffusers(unet, TEXT_2 in texts, f"{where}/unet"),
         autoencoder=autoencoder,
-        condition=next((told for told, part in TOLD_BY.items() if f"{part}/config.json" in jsons), "nothing"),
+        condition=next((kind for kind, part in TOLD_BY.items() if f"{part}/config.json" in jsons), "nothing"),
         text=texts.get("text_encoder", TextEncoderConfig()),
-        classes=classes,
+        **told,
         schedule=schedule_from_diffusers(jsons["scheduler/scheduler_config.json"], f"{where}/scheduler"),
         image_size=sample_size * 2 ** (len(autoencoder.channels) - 1),
     )
@@ -354,8 +358,8 @@ def model_index(config: ModelConfig) -> dict[str, Any]:
     """Returns the name of the pipeline, which may be one that diffusers does not have, and how it is told prompts."""
     if config.condition == "nothing":
         return {"_class_name": "LatentDiffusion", "text_encoder": [None, None]}
-    if config.condition == "classes":
-        return {"_class_name": "LatentDiffusion", "classes": ["ldm", "ClassTable"]}
+    if config.condition in TABLES:
+        return {"_class_name": "LatentDiffusion", config.condition: ["ldm", TABLE_NAMES[config.condition]]}
     return {
         "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
         "text_encoder": ["transformers", "CLIPTextModel"],
@@ -370,8 +374,9 @@ def condition_to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Returns the JSON file, by its path, of what turns prompts into conditions; none for a model told nothing."""
     if config.condition == "nothing":
         return {}
-    if config.condition == "classes":
-        return {"classes/config.json": {"_class_name": "ClassTable", **asdict(config.classes)}}
+    if config.condition in TABLES:
+        about = {"_class_name": TABLE_NAMES[config.condition], **asdict(getattr(config, config.condition))}
+        return {f"{config.condition}/config.json": about}
     return {"text_encoder/config.json": text_to_diffusers(config.text)}
 
 

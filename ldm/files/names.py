@@ -58,9 +58,11 @@ STEMS = {  # of the files, by folder
     "text_encoder": "model",
     "text_encoder_2": "model",
     "classes": "model",
+    "boxes": "model",
 }
 TEXT_2 = "text_encoder_2"  # SDXL's second
-TOLD_BY = {"text": "text_encoder", "classes": "classes"}  # folder of what makes a condition; of "nothing" there is none
+# the folder of what makes a condition; for "nothing" there is none
+TOLD_BY = {"text": "text_encoder", "classes": "classes", "boxes": "boxes"}
 TEXT_PREFIX = "text_model."  # precedes the names of CLIPTextModel in most files
 PROJECTION = "text_projection.weight"
 
@@ -110,6 +112,7 @@ def in_folder(model: LatentDiffusion, bare: Collection[str] = (), old_vae: bool 
         "text_encoder": TRANSFORMERS,
         TEXT_2: TRANSFORMERS,
         "classes": [],
+        "boxes": [],
     }
 
     def place(part: str, name: str) -> Source:
@@ -249,6 +252,7 @@ def in_single_file(model: LatentDiffusion, text_prefix: str, ema: bool = False) 
         "text_encoder": lambda name: text_source(name, first),
         TEXT_2: lambda name: text_source(name, OPENCLIP_XL),
         "classes": lambda name: Source(COND_STAGE + name),
+        "boxes": lambda name: Source(COND_STAGE + name),
     }
     return {part: {name: source_of[part](name) for name in network.state_dict()} for part, network in networks.items()}
 

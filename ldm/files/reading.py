@@ -226,7 +226,7 @@ def read_autoencoder(folder: Path) -> tuple[Autoencoder, AutoencoderConfig]:
     present = [f"vae/{path.name}" for path in folder.iterdir()]
     files = [folder / name.removeprefix("vae/") for name in weight_files("vae", present)]
     sources = {name: Source(names.rename(name, names.DIFFUSERS)) for name in network.state_dict()}
-    fill([(network, sources)], files, names.is_constant, str(folder), torch.float32, torch.device("cpu"))
+    fill([(network, sources, torch.float32)], files, names.is_constant, str(folder), torch.device("cpu"))
     return network, config
 
 
@@ -235,8 +235,9 @@ def told_in(folder: Path) -> list[str]:
 
     Raises ValueError for an SDXL refiner.
     """
-    if (folder / "classes" / "config.json").exists():
-        return ["classes"]
+    for part in ("classes", "boxes"):
+        if (folder / part / "config.json").exists():
+            return [part]
     if (folder / names.TEXT_2 / "config.json").exists():
         if not (folder / "text_encoder" / "config.json").exists():
             raise ValueError(f"{folder}: an SDXL refiner, which has text_encoder_2 alone: only SDXL base is supported")

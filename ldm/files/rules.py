@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from ldm.classifier import ClassifierConfig
 from ldm.config import (
     AutoencoderConfig,
+    BoxesConfig,
     ClassesConfig,
     ModelConfig,
     ScheduleConfig,
@@ -120,6 +121,11 @@ RULES: dict[type, dict[str, Rule]] = {
         "width": SIZE,
         "as_vector": FLAG,
     },
+    BoxesConfig: {
+        "names": Rule(f"{NAMES.text}, none of them twice", lambda value: NAMES.admits(value) and distinct(value)),
+        "width": SIZE,
+        "most": whole(2, 1024),
+    },
     ScheduleConfig: {
         "num_timesteps": whole(1, 10**6),
         "kind": one_of("linear", "scaled_linear", "cosine", "flow"),
@@ -134,7 +140,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "ends_clean": FLAG,
     },
     ModelConfig: {
-        "condition": one_of("text", "classes", "nothing"),
+        "condition": one_of("text", "classes", "boxes", "nothing"),
         "image_size": SIZE,
         "zeros_for_empty": FLAG,
         "text_2": Rule("null, or a mapping of settings", lambda value: value is None),
@@ -209,6 +215,11 @@ def check_condition(config: ModelConfig, texts: Sequence[TextEncoderConfig], whe
     check_pooled(config, where)
     if config.condition == "nothing" and unet.text_width is not None:
         raise ValueError(f"{where}: the U-Net expects text of width {unet.text_width}, and is told nothing")
+    if config.condition == "boxes" and (not config.boxes.names or unet.text_width != config.boxes.width):
+        raise ValueError(
+            f"{where}: condition=boxes with {len(config.boxes.names)} labels and tokens of width {config.boxes.width}, "
+            f"and a U-Net that expects text_width={unet.text_width}"
+        )
     if config.condition != "classes":
         return
     if not classes.names:

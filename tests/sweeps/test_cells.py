@@ -19,7 +19,7 @@ from experiments.metrics.effective_scale import Scales
 from experiments.metrics.estimates import Estimate
 from experiments.metrics.folders import FinishedRun
 from experiments.run import draw
-from experiments.sweeps.cells import drawn_keys, measured
+from experiments.sweeps.cells import drawn_keys, measured, written
 
 
 @dataclass(frozen=True)
@@ -141,3 +141,13 @@ def test_ablate_has_every_setting_of_sample() -> None:
     assert {key: ablate[key] for key in sample if key not in ours} == {
         key: sample[key] for key in sample if key not in ours
     }
+
+
+def test_a_study_s_axes_are_no_difference_in_how_it_is_written() -> None:
+    """Else no two cells along `study.timestep` could be compared."""
+    texts = []
+    for t in (101, 501):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("ablate", ["experiment=segfree_motivation", f"study.timestep={t}", "study.count=9"])
+        texts.append(written(cfg, {"study.timestep": t})["segfree_motivation"])
+    assert texts[0] == texts[1] and texts[0]["count"] == 9 and "timestep" not in texts[0]

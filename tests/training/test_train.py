@@ -55,7 +55,10 @@ TINY_FLOW = [*TINY["unet"], "part.schedule.shift=2"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with icon packages, and a tiny autoencoder and CLIP, trained for a moment."""
-    folder = tmp_path_factory.mktemp("training")
+    return earlier_parts(tmp_path_factory.mktemp("training"))
+
+
+def earlier_parts(folder):
     write_package(folder / "icons", "warm-set", "#ff4000", packed=True)
     write_package(folder / "icons", "icy-set", "#00a0ff", packed=False)
     for part in ("autoencoder", "clip"):
@@ -67,11 +70,12 @@ def overrides(folder, part, *more):
     places = ["device=cpu", f"icons={folder / 'icons'}", f"cache={folder / 'cache'}", f"out={folder / 'out'}"]
     places += [f"{earlier}={folder / earlier / 'checkpoint.pt'}" for earlier in ("autoencoder", "clip")]
     short = ["part.steps=6", "part.batch=4", "part.micro=2", "part.warmup=2", "log_every=2", "save_seconds=1000"]
+    chosen = part if "/" in part else f"small/{part}"
     return [
-        f"part=small/{part}",
+        f"part={chosen}",
         *places,
         *TINY_WORLD,
-        *(TINY_FLOW if part == "unet_flow" else TINY[part]),
+        *(TINY_FLOW if part == "unet_flow" else TINY.get(part, [])),
         *short,
         *more,
     ]

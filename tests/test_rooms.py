@@ -18,7 +18,7 @@ PEERS = {"diffusers", "transformers"}
 LIBRARIES = {
     "samplers": {"torch"},
     "guidance": {"torch"},
-    "ldm": {"torch", "einops", "safetensors", "huggingface_hub", "yaml"},
+    "ldm": {"torch", "einops", "safetensors", "huggingface_hub", "yaml", "svgelements"},
 }
 
 
@@ -62,8 +62,9 @@ def imported(path: Path, among: Iterable[str]) -> set[str]:
 
 ORDER = (  # of the rooms of experiments: each imports from itself and from those before it
     {"files"},
-    {"pictures"},
+    {"pictures", "frechet"},
     {"emoji"},
+    {"vectors"},
     {"run"},
     {"attention", "metrics", "training"},
     {"studies", "sweeps", "rating", "benchmark"},

@@ -266,6 +266,10 @@ class EmojiScenes(Dataset):
             objects.append(Object(**vars(look), box=box, mask=mask, tokens=(1 + len(before), 1 + len(upto))))
         return Scene(image, caption, tuple(objects), layout, background)
 
+    def collate(self, scenes: Sequence[Scene]) -> "Batch":
+        """Returns scenes as tensors, for a DataLoader."""
+        return collate(scenes, self.world)
+
     def caption(self, index: int) -> tuple[str, list[Look]]:
         """Returns a scene's caption and its objects, without drawing the scene: no atlas is needed."""
         rng, layout, looks, background = self.plan(index)
@@ -401,7 +405,7 @@ class Batch:
         return self.images.to(memory_format=torch.channels_last).float() / 127.5 - 1
 
 
-def collate(scenes: list[Scene], world: World) -> Batch:
+def collate(scenes: Sequence[Scene], world: World) -> Batch:
     """Returns scenes as tensors, their objects' masks painted into maps of labels and colours."""
     concepts, colours = list(world.concepts), [None, *world.colours]
     maps = torch.zeros(2, len(scenes), world.image_size, world.image_size, dtype=torch.uint8)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from experiments.files import UserError
+from experiments.frechet import Gaussian, frechet_distance, gaussian
 from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.estimates import CENTRED, Bootstrap, Estimate, interval
-from experiments.metrics.features import Gaussian, extract, frechet_distance, gaussian, load_extractor, rank_warnings
+from experiments.metrics.features import extract, load_extractor, rank_warnings
 from experiments.metrics.folders import FinishedRun, open_reference
 
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.frechet import frechet_distance, gaussian
 from experiments.metrics import Bench, Result, optional
 from experiments.metrics.estimates import CENTRED
-from experiments.metrics.features import extract, frechet_distance, gaussian, load_extractor, rank_warnings
+from experiments.metrics.features import extract, load_extractor, rank_warnings
 from experiments.metrics.folders import FinishedRun, open_reference
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from experiments import files
 from experiments.files import UserError, read_lines
+from experiments.frechet import frechet_distance, gaussian
 from experiments.metrics.clip import EMBEDDED, cut_warnings, is_cut, load_clip
-from experiments.metrics.features import frechet_distance, gaussian
 from experiments.run import build
 from experiments.run.prompts import Prompt
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from experiments.emoji.judge import Judge
 from experiments.emoji.world import EmojiScenes, World, first_images
 from experiments.files import read_lines
+from experiments.frechet import frechet_distance, gaussian
 from experiments.metrics import Bench
 from experiments.metrics.estimates import Estimate
-from experiments.metrics.features import frechet_distance, gaussian, judge_input
+from experiments.metrics.features import judge_input
 from experiments.metrics.folders import read, to_tensor
 from experiments.metrics.measuring import evaluate
 from experiments.pictures import captioned

@@ -1,7 +1,7 @@
 """The training loop: `train` runs it, `step_of` takes one optimizer step, `State` is what a checkpoint holds.
 
-Everything random is a function of (seed, step, micro-batch): scenes, noise, timesteps, dropped captions. So a run that
-was stopped resumes from its checkpoint and ends, on the same machine, in the same bits as an undisturbed one, and
+Everything random is a function of (seed, step, micro-batch): examples, noise, timesteps, dropped captions. So a run
+that was stopped resumes from its checkpoint and ends, on the same machine, in the same bits as an undisturbed one, and
 several processes (torchrun) share the micro-batches of a step among them and learn what one would.
 """
 
@@ -11,9 +11,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,15 +21,15 @@ import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from experiments.emoji.world import Batch, EmojiScenes, World, collate, load_atlas, settings_of
 from experiments.files import UserError, atomically, difference, say, write
 from experiments.pictures import save_png
 from experiments.run import build
 from experiments.run.logger import Logger
-from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
+from experiments.training.parts import Part
+from experiments.training.recipes import Examples, build_part, data_group, load_examples
 
 CLIPPED_NORM = 1.0  # of the gradient, at most
 
@@ -38,29 +37,25 @@ CLIPPED_NORM = 1.0  # of the gradient, at most
 def train(cfg: DictConfig) -> None:
     """Trains the part that the config describes, or resumes it from `out`/checkpoint.pt.
 
-    Raises UserError for missing icons, a missing earlier part, and a checkpoint in `out` that another config made.
+    Raises UserError for missing packages, a missing earlier part, and a checkpoint in `out` that another config made.
     """
     with joined(cfg.device) as team:
         if cfg.part.batch % (cfg.part.micro * team.size):
             raise UserError(f"part.batch={cfg.part.batch}: must be a multiple of part.micro x processes")
-        world = World(**settings_of(cfg.world))
-        atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
-        scenes = EmojiScenes(world, atlas, "train", cfg.seed, length=max(cfg.part.steps * cfg.part.batch, 512))
-        held_out = EmojiScenes(world, atlas, "held_out")
-
+        examples, held_out = load_examples(cfg)
         torch.manual_seed(cfg.seed)  # of the initial weights
-        part = build_part(cfg, scenes).to(team.device).to(memory_format=torch.channels_last)
+        part = build_part(cfg, examples).to(team.device).to(memory_format=torch.channels_last)
         state = State.begin(part.network)
         progress = Progress(cfg, part, state, held_out, writes=team.rank == 0)
         loss_of = DistributedDataParallel(part) if team.size > 1 else part
-        batches = micro_batches(cfg, scenes, progress.steps, team)
+        batches = micro_batches(cfg, examples, progress.steps, team)
         for _ in progress:
             step_of(cfg, loss_of, state, batches, team)
             progress.report()
         progress.finish()
 
 
-def step_of(cfg: DictConfig, loss_of: nn.Module, state: "State", batches: Iterator[Batch], team: "Team") -> None:
+def step_of(cfg: DictConfig, loss_of: nn.Module, state: "State", batches: Iterator[Any], team: "Team") -> None:
     """Takes one optimizer step on the mean loss of a batch, of which each process computes every `size`-th micro-batch.
 
     `loss_of` is the part, in DistributedDataParallel where there are several processes.
@@ -102,7 +97,7 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def micro_batches(cfg: DictConfig, scenes: EmojiScenes, steps: range, team: "Team") -> Iterator[Batch]:
+def micro_batches(cfg: DictConfig, examples: Examples, steps: range, team: "Team") -> Iterator[Any]:
     """Yields this process's micro-batches, step after step: every `size`-th of each batch, from the `rank`-th on."""
     batch, micro = cfg.part.batch, cfg.part.micro
     indices = (
@@ -110,19 +105,9 @@ def micro_batches(cfg: DictConfig, scenes: EmojiScenes, steps: range, team: "Tea
         for step in steps
         for first in range(step * batch + team.rank * micro, (step + 1) * batch, team.size * micro)
     )
-    loader = DataLoader(
-        scenes, batch_sampler=indices, collate_fn=partial(collate, world=scenes.world), num_workers=cfg.workers
-    )
+    dataset = cast(Dataset, examples)
+    loader = DataLoader(dataset, batch_sampler=indices, collate_fn=examples.collate, num_workers=cfg.workers)
     return iter(loader)
-
-
-def build_part(cfg: DictConfig, scenes: EmojiScenes) -> Part:
-    """Returns the part that the config names, with its initial weights."""
-    if cfg.part.name == "unet":
-        return UNetPart(cfg.part, scenes, Path(cfg.autoencoder), Path(cfg.clip))
-    kinds: dict[str, Callable[[DictConfig, EmojiScenes], Part]]
-    kinds = {"autoencoder": AutoencoderPart, "clip": ClipPart, "judge": JudgePart}
-    return kinds[cfg.part.name](cfg.part, scenes)
 
 
 @dataclass(frozen=True)
@@ -219,12 +204,12 @@ class Progress:
     `out`/checkpoint.pt is resumed if it is there. Where several processes train, only the first one `writes`.
     """
 
-    def __init__(self, cfg: DictConfig, part: Part, state: State, held_out: EmojiScenes, writes: bool):
+    def __init__(self, cfg: DictConfig, part: Part, state: State, held_out: Examples, writes: bool):
         self.cfg, self.part, self.state, self.held_out, self.writes = cfg, part, state, held_out, writes
         self.out = Path(cfg.out)
         self.checkpoint = self.out / "checkpoint.pt"
         # a checkpoint is resumed only under the recipe that made it; where things lie is no part of that
-        self.recipe = resolved(OmegaConf.masked_copy(cfg, ["part", "world", "seed", "bf16"]))
+        self.recipe = resolved(OmegaConf.masked_copy(cfg, ["part", data_group(cfg), "seed", "bf16"]))
         self.out.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
             state.load(self.checkpoint, self.recipe)

@@ -43,15 +43,15 @@ def read_checkpoint(path: Path, part: str) -> dict[str, Any]:
 
 
 class Part(nn.Module):
-    """A module whose forward is a training loss: a scalar of a Batch and the CPU generator of all its chance."""
+    """A module whose forward is a training loss: a scalar of a batch and the CPU generator of all its chance."""
 
     network: nn.Module  # what is trained
 
-    def picture(self, scenes: EmojiScenes) -> Image.Image | None:
-        """Returns a sheet that shows what the network can do by now on the first eight scenes, or None."""
+    def picture(self, held_out: Any) -> Image.Image | None:
+        """Returns a sheet that shows what the network can do by now on a few held-out examples, or None."""
         raise NotImplementedError
 
-    def finish(self, held_out: EmojiScenes, out: Path) -> str:
+    def finish(self, held_out: Any, out: Path) -> str:
         """Writes into `out`/model what others use of the trained network. Returns a line that says how good it is."""
         raise NotImplementedError
 

@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-from ldm.config import AutoencoderConfig, ClassesConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
+from ldm.config import (
+    AutoencoderConfig,
+    ClassesConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VectorAutoencoderConfig,
+)
 from ldm.files.messages import quoted
 
 T = TypeVar("T")
@@ -75,6 +83,14 @@ RULES: dict[type, dict[str, Rule]] = {
         "channels": several(SIZE, 1, LEVELS),
         "blocks_per_level": BLOCKS,
         "norm_groups": SIZE,
+        "scale": between(0, 1000),
+    },
+    VectorAutoencoderConfig: {
+        "commands": whole(1, 1024),
+        "latent_width": whole(1, 8192),
+        "width": whole(1, 8192),
+        "blocks": whole(0, 64),
+        "octaves": whole(0, 16),
         "scale": between(0, 1000),
     },
     TextEncoderConfig: {

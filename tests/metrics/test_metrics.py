@@ -18,6 +18,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from experiments.emoji.judge import Judge, JudgeOutput
+from experiments.frechet import frechet_distance, gaussian
 from experiments.metrics import features, folders
 from experiments.metrics.alpha_fid import alpha, distances, named
 from experiments.metrics.estimates import (
@@ -30,7 +31,7 @@ from experiments.metrics.estimates import (
     student_quantile,
     two_way,
 )
-from experiments.metrics.features import JudgeFeatures, frechet_distance, gaussian
+from experiments.metrics.features import JudgeFeatures
 from experiments.metrics.judge import Asked, judged, parse
 from experiments.metrics.measuring import evaluate
 

@@ -29,16 +29,21 @@ from ldm.layers import Conv2d, GroupNorm, Linear, ResBlock
 
 
 class TimeEmbedding(nn.Module):
-    """[B, out] of timesteps t [B]: cosines, then sines, at frequencies 1e4 ** (-i / (width / 2)), and two layers."""
+    """[B, out] of timesteps t [B]: cosines, then sines, and two layers.
 
-    def __init__(self, width: int, out: int):
+    Their frequencies are 1e4 ** (-i / (width / 2 - shift)), i from 0.
+    """
+
+    def __init__(self, width: int, out: int, shift: int = 0):
         super().__init__()
+        self.shift = shift
         self.linear_1 = Linear(width, out)
         self.linear_2 = Linear(out, out)
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.linear_1.in_features // 2
-        frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000.0) / half))
+        slope = -math.log(10000.0) / (half - self.shift)
+        frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * slope)
         angles = t.float()[:, None] * frequencies
         h = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(h)))

@@ -23,7 +23,8 @@ from guidance.branch import plan
 from ldm import LatentDiffusion, load_model
 from ldm.attention import Edits
 from ldm.condition import Condition
-from ldm.config import ScheduleConfig
+from ldm.config import ModelConfig, ScheduleConfig
+from ldm.dit import DiT
 from ldm.unet import UNet
 from samplers import Denoised, Schedule, Step, as_x_0
 from samplers.predict import Network, Predict
@@ -182,8 +183,16 @@ def model(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDiffusion:
 def text_to_image(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDiffusion:
     """Loads `model`, which must draw from text alone. Raises UserError for an inpainting model too."""
     made = model(cfg, device, dtype)
-    if made.config.unet.in_channels != made.config.autoencoder.latent_channels:
+    if made.config.in_channels != made.config.latent_channels:
         raise UserError(f"{cfg.path} is an inpainting model: this verb makes pictures from text alone")
+    return made
+
+
+def picture_model(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDiffusion:
+    """Loads `model`, which must draw pictures from text alone. Raises UserError for a model of drawings too."""
+    made = text_to_image(cfg, device, dtype)
+    if made.config.latents == "drawings":
+        raise UserError(f"{cfg.path} makes vector drawings: this verb is about pictures")
     return made
 
 
@@ -194,10 +203,15 @@ def another(model: LatentDiffusion, setting: str, path: str) -> LatentDiffusion:
     ours, theirs = model.config, made.config
     if replace(ours.schedule, prediction="") != replace(theirs.schedule, prediction=""):
         raise UserError(f"{setting}={path}: was trained on another noise schedule than the model")
-    same = (ours.autoencoder.latent_channels, ours.downscale, ours.unet.text_width, ours.unet.in_channels)
-    if same != (theirs.autoencoder.latent_channels, theirs.downscale, theirs.unet.text_width, theirs.unet.in_channels):
+    if kind_of(ours) != kind_of(theirs):
         raise UserError(f"{setting}={path}: has other latents, or another width of text, than the model")
     return made
+
+
+def kind_of(config: ModelConfig) -> tuple[Any, ...]:
+    """What two models must share for the one to denoise what the other does: latents, and what they are told."""
+    told = {"text": config.unet.text_width, "classes": config.classes, "nothing": None}[config.condition]
+    return config.latents, config.latent_channels, config.in_channels, config.downscale, config.condition, told
 
 
 def predictor(model: LatentDiffusion, compile: bool = False) -> Predict:
@@ -205,11 +219,11 @@ def predictor(model: LatentDiffusion, compile: bool = False) -> Predict:
     return as_x_0(network(model.unet, compile), model.config.schedule.prediction)
 
 
-def network(unet: UNet, compile: bool) -> Network:
-    """Returns the U-Net, if so wanted compiled: once per shape and kind of edits, on a GPU to CUDA graphs."""
+def network(unet: UNet | DiT, compile: bool) -> Network:
+    """Returns the denoiser, if so wanted compiled: once per shape and kind of edits, on a GPU to CUDA graphs."""
     if not compile:
         return unet
-    on_gpu = unet.conv_in.weight.is_cuda
+    on_gpu = next(unet.parameters()).is_cuda
     compiled = torch.compile(unet, fullgraph=True, mode="reduce-overhead" if on_gpu else "default")
 
     def network(x_t: Tensor, t: float | Tensor, condition: Condition, edits: Edits = ()) -> Tensor:
@@ -284,4 +298,6 @@ def size(model: LatentDiffusion, height: int | None, width: int | None) -> tuple
     pixels = height or model.config.image_size, width or model.config.image_size
     with as_user_error():
         model.latent_shape(*pixels)
+    if model.config.latents == "drawings" and pixels[0] != pixels[1]:
+        raise UserError(f"height={pixels[0]} width={pixels[1]}: the box of a drawing is square")
     return pixels

@@ -3,6 +3,7 @@
 The loop is in `moments`; everything that samples goes through it.
 """
 
+import html
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.files import UserError, locked, say
+from experiments.files import UserError, locked, say, write
 from experiments.pictures import captioned, save_png, sheet
 from experiments.run import build, settings
 from experiments.run.build import Machine, Moments, Request
@@ -26,9 +27,11 @@ from experiments.run.folder import Run
 from experiments.run.logger import Logger
 from experiments.run.memory import check_memory
 from experiments.run.prompts import Prompt
+from experiments.vectors.raster import on_paper
 from guidance import Guidance, Stage, Unfit, guided
 from guidance.branch import name_of
 from ldm import LatentDiffusion
+from ldm.svg.drawing import to_svg
 from samplers import ImageNoise, KeyedNoise
 from samplers.predict import Predict
 
@@ -133,25 +136,31 @@ def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) ->
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures: the first and the last latents [B, C, h, w], images [B, 3, H, W] in [0, 1], and what they took.
+    """Pictures: the first and the last latents [B, ...], images [B, 3, H, W] in [0, 1], and what they took.
 
+    texts        the SVG of each picture that is a drawing; none of others
     evaluations  of the networks, for each picture
     """
 
     x_T: Tensor
     x_0: Tensor
     images: Tensor
+    texts: list[str]
     evaluations: int
 
 
 @torch.no_grad()
-def draw_batch(machine: Machine, batch: Batch, progress: Callable[[], Any]) -> Drawn:
-    """Draws a batch, and calls `progress` after every step."""
+def draw_batch(machine: Machine, batch: Batch, side: int, progress: Callable[[], Any]) -> Drawn:
+    """Draws a batch, and calls `progress` after every step. `side` is that of a drawing's image, in pixels."""
     counted = {name: Counted(predict) for name, predict in machine.networks.items()}
     for _, x_t, _ in moments(replace(machine, networks=counted), batch):  # noqa: B007
         progress()
     rows = sum(network.rows for network in counted.values())
-    return Drawn(batch.x_T, x_t, machine.model.decode(x_t).cpu(), rows // len(batch.seeds))
+    evaluations = rows // len(batch.seeds)
+    if machine.model.config.latents == "images":
+        return Drawn(batch.x_T, x_t, machine.model.decode(x_t).cpu(), [], evaluations)
+    drawings = machine.model.draw(x_t)
+    return Drawn(batch.x_T, x_t, on_paper(drawings, side), [to_svg(drawing) for drawing in drawings], evaluations)
 
 
 @dataclass
@@ -191,12 +200,12 @@ def draw(job: Job, folder: Path, logger: Logger) -> list[Record] | None:
             if request.save_latents:
                 run.add_latents(b, drawn.x_T, drawn.x_0)
             took = (time.perf_counter() - start) / len(pictures)
-            for (p, seed), image in zip(pictures, drawn.images, strict=True):
+            for k, ((p, seed), image) in enumerate(zip(pictures, drawn.images, strict=True)):
                 prompt = request.prompts[p]
                 record = {"prompt_index": p, **prompt_record(prompt, job.stages), "seed": seed}
                 record |= {"evaluations": drawn.evaluations, "seconds": round(took, 4)}
                 record |= {"cut": cut[p]} if p in cut else {}
-                run.add(image, determined_by(job, prompt, seed), record)
+                run.add(image, determined_by(job, prompt, seed), record, drawn.texts[k] if drawn.texts else None)
             logger.log({"seconds_per_image": took, "images": len(run.records)})
 
     records = run.finish(request.batches, request.save_latents)
@@ -204,6 +213,8 @@ def draw(job: Job, folder: Path, logger: Logger) -> list[Record] | None:
         picture = grid(folder, records, request.columns) if request.columns else contact_sheet(folder, records)
         with locked(folder):  # shards may get here at the same time
             save_png(picture, folder / "grid.png")
+            if machine.model.config.latents == "drawings":
+                write(folder / "drawings.html", page(folder, records, request.columns or COLUMNS))
         seconds, evaluations = mean_of(records, "seconds"), mean_of(records, "evaluations")
         logger.summary({"mean_seconds_per_image": seconds, "unet_evaluations_per_image": evaluations})
         logger.images("samples", records, folder)
@@ -214,11 +225,11 @@ def draw_together(job: Job, b: int, progress: Callable[[], Any]) -> Drawn:
     """Draws a stored batch: at once, or picture by picture."""
     first, count, together = b * job.request.batch_size, len(job.request.batches[b]), job.request.together
     parts = [
-        draw_batch(job.machine, batch_of(job, first + i, min(together, count - i)), progress)
+        draw_batch(job.machine, batch_of(job, first + i, min(together, count - i)), job.size[0], progress)
         for i in range(0, count, together)
     ]
     x_T, x_0, images = (torch.cat([getattr(part, name) for part in parts]) for name in ("x_T", "x_0", "images"))
-    return Drawn(x_T, x_0, images, parts[0].evaluations)
+    return Drawn(x_T, x_0, images, [text for part in parts for text in part.texts], parts[0].evaluations)
 
 
 def mean_of(records: Sequence[Record], key: str) -> float:
@@ -293,12 +304,32 @@ def grid(folder: Path, records: Sequence[Record], columns: int) -> Image.Image:
     return sheet(pictures, [title(row[0]) for row in rows], [f"seed {r['seed']}" for r in rows[0][:12]], cell)
 
 
+COLUMNS = 8  # of pictures whose prompts bring seeds of their own
+
+
 def contact_sheet(folder: Path, records: Sequence[Record]) -> Image.Image:
     """Returns the first 64 pictures of a run whose prompts bring seeds of their own, each with its prompt."""
     pictures = [Image.open(folder / record["file"]) for record in records[:64]]
-    return captioned(pictures, [title(r) for r in records[:64]], columns=8, cell=min(max(128, *pictures[0].size), 256))
+    return captioned(
+        pictures, [title(r) for r in records[:64]], columns=COLUMNS, cell=min(max(128, *pictures[0].size), 256)
+    )
 
 
 def title(record: Record) -> str:
     """What a picture shows, in a line."""
     return record.get("prompt") or " > ".join(f"{s['prompt']} ({s['steps']})" for s in record.get("stages", ()))
+
+
+def page(folder: Path, records: Sequence[Record], columns: int) -> str:
+    """Returns an HTML page with all drawings of a run as the vectors that they are, each with its prompt and seed."""
+    figures = [
+        f"<figure>{(folder / record['svg']).read_text(encoding='utf-8')}"
+        f"<figcaption>{html.escape(title(record))}, seed {record['seed']}</figcaption></figure>"
+        for record in records
+    ]
+    style = (
+        f"body{{display:grid;grid-template-columns:repeat({columns},minmax(6em,1fr));gap:1em;font:14px sans-serif}}"
+        "figure{margin:0}svg{width:100%;border:1px solid #ddd}"
+    )
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{len(records)} drawings</title>'
+    return f"{head}<style>{style}</style>\n{''.join(figures)}</html>\n"

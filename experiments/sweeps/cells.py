@@ -94,7 +94,7 @@ def written(cfg: DictConfig) -> dict[str, Any]:
 def study(cfg: DictConfig, folder: Path) -> Measured:
     """Measures the network itself; the result goes by the experiment's name."""
     measure, bench = build.create(cfg.study, "study"), bench_of(cfg)
-    model = build.text_to_image(cfg.model, bench.device, cfg.dtype)
+    model = build.picture_model(cfg.model, bench.device, cfg.dtype)
     with Logger(logger_settings(cfg), resolved(cfg), folder) as logger:
         result = described(measure.measure(model, bench, folder))
         result |= {"settings": resolved(cfg.study), "bootstrap": as_json(bench.bootstrap)}

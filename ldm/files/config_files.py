@@ -16,14 +16,13 @@ from ldm.config import (
     SD1_INPAINTING,
     SD2,
     AutoencoderConfig,
-    ClassesConfig,
     ModelConfig,
     ScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
 )
 from ldm.files.messages import one_line, quoted
-from ldm.files.names import CLIP, OPENCLIP, TOLD_BY, UNET
+from ldm.files.names import CLIP, OPENCLIP, OWN, UNET, part_names
 from ldm.files.rules import LEVELS, RULES, SIZE, check, from_fields, one_of, several, whole
 
 Json = Mapping[str, Any]
@@ -147,31 +146,42 @@ def to_json_fields(config: Any, table: Mapping[str, str]) -> dict[str, Any]:
 
 
 def from_diffusers(jsons: Mapping[str, Json], pad_id: int | None, where: str) -> ModelConfig:
-    """Returns the config in a diffusers folder's JSON files, which are given by their paths in it.
+    """Returns the config in a folder's JSON files, which are given by their paths in it: diffusers', or ours.
 
     pad_id  of the padding token that the tokenizer's files name; None if they name none
 
     Raises ValueError for what is missing, beyond our networks, or outside its rule.
     """
-    unet = jsons["unet/config.json"]
-    autoencoder = autoencoder_from_diffusers(jsons["vae/config.json"], f"{where}/vae")
-    sample_size = 64 if unet.get("sample_size") is None else unet["sample_size"]
-    check("sample_size", sample_size, whole(1, 512), f"{where}/unet")
-    text, classes = TextEncoderConfig(), ClassesConfig()
-    if "text_encoder/config.json" in jsons:
-        text = text_from_diffusers(jsons["text_encoder/config.json"], pad_id, f"{where}/text_encoder")
-    if "classes/config.json" in jsons:
-        settings = {key: value for key, value in jsons["classes/config.json"].items() if not key.startswith("_")}
-        classes = from_fields(ClassesConfig(), settings, f"{where}/classes")
-    return ModelConfig(
-        unet=unet_from_diffusers(unet, f"{where}/unet"),
-        autoencoder=autoencoder,
-        condition=next((told for told, part in TOLD_BY.items() if f"{part}/config.json" in jsons), "nothing"),
-        text=text,
-        classes=classes,
-        schedule=schedule_from_diffusers(jsons["scheduler/scheduler_config.json"], f"{where}/scheduler"),
-        image_size=sample_size * 2 ** (len(autoencoder.channels) - 1),
-    )
+    parts = {name.removesuffix("/config.json"): data for name, data in jsons.items() if name.endswith("/config.json")}
+    settings: dict[str, Any] = own_settings(jsons.get("model_index.json", {}), where)
+    for part, default in OWN.items():
+        if part in parts:
+            data = {key: value for key, value in parts[part].items() if not key.startswith("_")}
+            settings[part] = from_fields(default(), data, f"{where}/{part}")
+    if "text_encoder" in parts:
+        settings["text"] = text_from_diffusers(parts["text_encoder"], pad_id, f"{where}/text_encoder")
+    if "vae" in parts:
+        settings["autoencoder"] = autoencoder_from_diffusers(parts["vae"], f"{where}/vae")
+    if "unet" in parts:
+        settings["unet"] = unet_from_diffusers(parts["unet"], f"{where}/unet")
+        sample_size = 64 if parts["unet"].get("sample_size") is None else parts["unet"]["sample_size"]
+        check("sample_size", sample_size, whole(1, 512), f"{where}/unet")
+        settings["image_size"] = sample_size * 2 ** (len(settings["autoencoder"].channels) - 1)
+    schedule = schedule_from_diffusers(jsons["scheduler/scheduler_config.json"], f"{where}/scheduler")
+    return replace(ModelConfig(schedule=schedule), **settings)
+
+
+INDEXED = ("condition", "denoiser", "latents", "image_size", "stroke")  # fields of ours in the index of a folder
+
+
+def own_settings(index: Json, where: str) -> dict[str, Any]:
+    """Returns the fields of a model that diffusers has no pipeline for; none of one that it has one for."""
+    if index.get("_class_name") != OWN_MODEL:
+        return {}
+    found = {name: index[name] for name in INDEXED if name in index}
+    for name, value in found.items():
+        check(name, value, RULES[ModelConfig][name], f"{where}/model_index.json")
+    return found
 
 
 def block_types(data: Json, known: Collection[str], where: str) -> list[list[str]]:
@@ -243,65 +253,67 @@ def schedule_to_diffusers(config: ScheduleConfig) -> dict[str, Any]:
     return {"_class_name": "DDIMScheduler", **to_json_fields(config, SCHEDULE_FIELDS), "clip_sample": False}
 
 
+OWN_MODEL = "LatentDiffusion"
+
+
 def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """Returns the JSON files of a diffusers folder, by their paths in it."""
-    down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.unet.attention]
-    levels = len(config.autoencoder.channels)
+    """Returns the JSON files of a folder, by their paths in it: diffusers', with ours for what it does not have."""
+    writers = {"unet": unet_to_diffusers, "vae": vae_to_diffusers, "text_encoder": text_to_diffusers}
+    own = {part: {"_class_name": type(getattr(config, part)).__name__, **asdict(getattr(config, part))} for part in OWN}
+    parts = {part: writers[part](config) if part in writers else own[part] for part in part_names(config)}
     schedule = schedule_to_diffusers(config.schedule)
-    vector = {**CLASS_VECTOR, CLASS_VECTOR_WIDTH: config.unet.vector_width} if config.unet.vector_width else {}
+    return {
+        "model_index.json": model_index(config, schedule["_class_name"]),
+        **{f"{part}/config.json": settings for part, settings in parts.items()},
+        "scheduler/scheduler_config.json": schedule,
+    }
+
+
+def model_index(config: ModelConfig, scheduler: str) -> dict[str, Any]:
+    """Returns what names the pipeline: diffusers' Stable Diffusion, or our own with the fields that make it another."""
+    if set(part_names(config)) & OWN.keys() or config.condition == "nothing":
+        return {"_class_name": OWN_MODEL, **{name: getattr(config, name) for name in INDEXED}}
     # fmt: off
     return {
-        "model_index.json": {
-            **model_index(config), "scheduler": ["diffusers", schedule["_class_name"]],
-            "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-        },
-        "unet/config.json": {
-            "_class_name": "UNet2DConditionModel", **to_json_fields(config.unet, UNET_FIELDS), **vector,
-            "sample_size": config.image_size // config.downscale, "down_block_types": down,
-            "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
-        },
-        "vae/config.json": {
-            "_class_name": "AutoencoderKL", **to_json_fields(config.autoencoder, VAE_FIELDS),
-            "out_channels": config.autoencoder.image_channels, "sample_size": config.image_size,
-            "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
-        },
-        **condition_to_diffusers(config),
-        "scheduler/scheduler_config.json": schedule,
+        "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
+        "scheduler": ["diffusers", scheduler], "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None],
+        "feature_extractor": [None, None], "requires_safety_checker": False,
     }
     # fmt: on
 
 
-def model_index(config: ModelConfig) -> dict[str, Any]:
-    """Returns the name of the pipeline, which may be one that diffusers does not have, and how it is told prompts."""
-    if config.condition == "nothing":
-        return {"_class_name": "LatentDiffusion", "text_encoder": [None, None]}
-    if config.condition == "classes":
-        return {"_class_name": "LatentDiffusion", "classes": ["ldm", "ClassTable"]}
+def unet_to_diffusers(config: ModelConfig) -> dict[str, Any]:
+    down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.unet.attention]
+    vector = {**CLASS_VECTOR, CLASS_VECTOR_WIDTH: config.unet.vector_width} if config.unet.vector_width else {}
+    # fmt: off
     return {
-        "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
+        "_class_name": "UNet2DConditionModel", **to_json_fields(config.unet, UNET_FIELDS), **vector,
+        "sample_size": config.image_size // config.downscale, "down_block_types": down,
+        "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
     }
+    # fmt: on
 
 
-def condition_to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """Returns the JSON file, by its path, of what turns prompts into conditions; none for a model told nothing."""
-    if config.condition == "nothing":
-        return {}
-    if config.condition == "classes":
-        return {"classes/config.json": {"_class_name": "ClassTable", **asdict(config.classes)}}
-    settings = {
-        "architectures": ["CLIPTextModel"],
-        "model_type": "clip_text_model",
-        **to_json_fields(config.text, TEXT_FIELDS),
-        "bos_token_id": 49406,
-        "eos_token_id": 49407,
-        "pad_token_id": config.text.pad_id,
+def vae_to_diffusers(config: ModelConfig) -> dict[str, Any]:
+    levels = len(config.autoencoder.channels)
+    # fmt: off
+    return {
+        "_class_name": "AutoencoderKL", **to_json_fields(config.autoencoder, VAE_FIELDS),
+        "out_channels": config.autoencoder.image_channels, "sample_size": config.image_size,
+        "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
-    return {"text_encoder/config.json": settings}
+    # fmt: on
+
+
+def text_to_diffusers(config: ModelConfig) -> dict[str, Any]:
+    # fmt: off
+    return {
+        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **to_json_fields(config.text, TEXT_FIELDS),
+        "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": config.text.pad_id,
+    }
+    # fmt: on
 
 
 # --- single files -----------------------------------------------------------------------------------------------------

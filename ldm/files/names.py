@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ldm.config import AutoencoderConfig, UNetConfig
+from ldm.config import AutoencoderConfig, ClassesConfig, DiTConfig, ModelConfig, UNetConfig, VectorAutoencoderConfig
 from ldm.model import LatentDiffusion
 
 Table = list[tuple[str, str]]
@@ -42,8 +42,10 @@ STEMS = {  # of the files, by folder
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "classes": "model",
+    "dit": "model",
+    "drawings": "model",
 }
-TOLD_BY = {"text": "text_encoder", "classes": "classes"}  # folder of what makes a condition; of "nothing" there is none
+OWN = {"classes": ClassesConfig, "dit": DiTConfig, "drawings": VectorAutoencoderConfig}  # folders with fields of ours
 TEXT_PREFIX = "text_model."  # precedes the names of CLIPTextModel in most files
 
 DIFFUSERS: Table = [  # U-Net and autoencoder of a diffusers folder
@@ -73,10 +75,16 @@ TRANSFORMERS: Table = [  # CLIPTextModel
 
 def parts(model: LatentDiffusion) -> dict[str, nn.Module]:
     """Returns the networks by the names of their folders."""
-    networks: dict[str, nn.Module] = {"unet": model.unet, "vae": model.autoencoder}
-    if model.text_encoder is not None:
-        networks[TOLD_BY[model.config.condition]] = model.text_encoder
-    return networks
+    networks = (model.unet, model.autoencoder, model.text_encoder)
+    folders = part_names(model.config)
+    return {name: network for name, network in zip(folders, networks, strict=False) if network is not None}
+
+
+def part_names(config: ModelConfig) -> list[str]:
+    """Returns the names of a model's folders: of the denoiser, of the autoencoder, of what it is told by, if any."""
+    told_by = {"text": ["text_encoder"], "classes": ["classes"], "nothing": []}
+    vae = "drawings" if config.latents == "drawings" else "vae"
+    return [config.denoiser, vae, *told_by[config.condition]]
 
 
 def in_folder(model: LatentDiffusion, text_prefix: str = TEXT_PREFIX, old_vae: bool = False) -> dict[str, Sources]:
@@ -85,11 +93,10 @@ def in_folder(model: LatentDiffusion, text_prefix: str = TEXT_PREFIX, old_vae: b
         "unet": ("", DIFFUSERS_CLASS_VECTOR if model.config.condition == "classes" else DIFFUSERS),
         "vae": ("", DIFFUSERS_OLD_VAE if old_vae else DIFFUSERS),
         "text_encoder": (text_prefix, TRANSFORMERS),
-        "classes": ("", []),
     }
 
     def sources(part: str, network: nn.Module) -> Sources:
-        prefix, table = tables[part]
+        prefix, table = tables.get(part, ("", []))
         return {name: Source(prefix + rename(name, table)) for name in network.state_dict()}
 
     return {part: sources(part, network) for part, network in parts(model).items()}

@@ -18,16 +18,14 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from ldm.autoencoder import Autoencoder
 from ldm.config import ModelConfig
 from ldm.files import config_files, names
 from ldm.files.messages import one_line, quoted
 from ldm.files.names import STEMS, Source, Sources
 from ldm.files.rules import PREDICTIONS, checked
 from ldm.files.tensors import is_mapped, tensors_in
-from ldm.model import LatentDiffusion, encoder_of
+from ldm.model import LatentDiffusion, autoencoder_of, denoiser_of, encoder_of
 from ldm.text import open_clip_tokenizer
-from ldm.unet import UNet
 
 EMBEDDED = {"emoji": Path(__file__).parent.parent / "weights" / "emoji"}
 CHUNK = 256 * 2**20  # bytes read before a file is mapped anew: touched pages count as the process's memory
@@ -68,7 +66,8 @@ def load_model(
 def on_meta(config: ModelConfig) -> LatentDiffusion:
     """Returns a model on the meta device: its shapes only."""
     with torch.device("meta"):
-        model = LatentDiffusion(UNet(config.unet), Autoencoder(config.autoencoder), encoder_of(config), config)
+        networks = denoiser_of(config), autoencoder_of(config), encoder_of(config)
+    model = LatentDiffusion(*networks, config)
     for network in names.parts(model).values():
         network.eval().requires_grad_(False)
     return model
@@ -173,24 +172,27 @@ def read_file(
 # --- diffusers folders ------------------------------------------------------------------------------------------------
 
 BIN_STEMS = {**STEMS, "text_encoder": "pytorch_model"}
-CONFIGS = ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]  # of every model
+SCHEDULER = "scheduler/scheduler_config.json"
+STABLE_DIFFUSION = ("unet", "vae", "text_encoder")  # the parts of a folder whose index says nothing else
 TOKENIZER = ["tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"]
 
 
 def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device: torch.device) -> LatentDiffusion:
-    told_by = told_in(folder)
-    jsons = {name: read_json(folder / name) for name in [*CONFIGS, *(f"{part}/config.json" for part in told_by)]}
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
+    parts = parts_of(index, str(folder))
+    jsons = {name: read_json(folder / name) for name in [*(f"{part}/config.json" for part in parts), SCHEDULER]}
+    jsons["model_index.json"] = index
     config = config_files.from_diffusers(jsons, padding(folder), str(folder))
     config = with_prediction(config, prediction, str(folder))
     try:
         present = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
-        files = {part: [folder / name for name in weight_files(part, present)] for part in ("unet", "vae", *told_by)}
+        files = {part: [folder / name for name in weight_files(part, present)] for part in parts}
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 
     model = on_meta(config)
-    keys = {part: [key for path in files[part] for key in tensors_in(path)] for part in ("vae", *told_by)}
-    old_vae = any(key.endswith(".query.weight") for key in keys["vae"])
+    keys = {part: [key for path in files[part] for key in tensors_in(path)] for part in parts if part != "unet"}
+    old_vae = any(key.endswith(".query.weight") for key in keys.get("vae", []))
     prefixed = any(key.startswith(names.TEXT_PREFIX) for key in keys.get("text_encoder", []))
     sources = names.in_folder(model, names.TEXT_PREFIX if prefixed else "", old_vae)
     for part, network in names.parts(model).items():
@@ -198,12 +200,9 @@ def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device
     return model
 
 
-def told_in(folder: Path) -> list[str]:
-    """Returns the name of the folder of what turns prompts into conditions; none if the model's index says so."""
-    if (folder / "classes" / "config.json").exists():
-        return ["classes"]
-    index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
-    return [] if index.get("text_encoder") == [None, None] else ["text_encoder"]
+def parts_of(index: Mapping[str, Any], where: str) -> list[str]:
+    """Returns the names of a model's folders, by its index: those of Stable Diffusion unless it says otherwise."""
+    return names.part_names(replace(ModelConfig(), **config_files.own_settings(index, where)))
 
 
 def weight_files(part: str, files: Iterable[str]) -> list[str]:
@@ -281,9 +280,10 @@ def from_hub(hub_id: str) -> Path:
     try:
         siblings = huggingface_hub.HfApi().model_info(hub_id, timeout=20).siblings or []
         files = [sibling.rfilename for sibling in siblings]
-        parts = [part for part in STEMS if part in ("unet", "vae") or any(f.startswith(f"{part}/") for f in files)]
-        configs = [*(f"{part}/config.json" for part in parts), "scheduler/scheduler_config.json"]
-        configs += [] if "text_encoder" in parts else ["model_index.json"]
+        there = {name.partition("/")[0] for name in files}
+        whole = "text_encoder" in there or "model_index.json" not in there
+        parts = list(STABLE_DIFFUSION) if whole else [part for part in STEMS if part in there]
+        configs = [*(f"{part}/config.json" for part in parts), SCHEDULER, *([] if whole else ["model_index.json"])]
         needed = [*configs, *TOKENIZER, *(name for part in parts for name in weight_files(part, files))]
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=needed))
     except (HfHubHTTPError, HFValidationError) as error:

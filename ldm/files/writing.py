@@ -91,8 +91,10 @@ def tokenizer_files(pad_id: int, context: int) -> dict[str, str]:
 def write_file(model: LatentDiffusion, path: Path, dtype: torch.dtype | None = None) -> None:
     """Writes a .safetensors file in CompVis's layout, whole or not at all; a gelu text encoder as OpenCLIP's.
 
-    Raises FileExistsError if `path` is there.
+    Raises FileExistsError if `path` is there, and ValueError for networks that the layout has no names for.
     """
+    if beyond := {"dit", "drawings"} & names.parts(model).keys():
+        raise ValueError(f"{path}: CompVis's layout has no {' and no '.join(sorted(beyond))}: write a folder")
     open_clip = model.config.condition == "text" and model.config.text.activation == "gelu"
     sources = names.in_single_file(model, names.OPENCLIP if open_clip else names.CLIP + names.TEXT_PREFIX)
     ranges: dict[str, list[Tensor]] = {}  # of the rows of each tensor, in order

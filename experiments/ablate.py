@@ -34,11 +34,16 @@ def main(cfg: DictConfig) -> None:
     progress.cell_done(cell.sweep, cell.folder)
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Runs the cells, and writes the report of what there is, whatever became of them."""
     try:
         cli.run(main, "ablate")
-    finally:  # whatever became of the jobs
+    finally:
         progress.close()
         for folder in Begun.folders:
             if (folder / "sweep.json").exists():
                 print(f"the report: {write_page(folder)}")
+
+
+if __name__ == "__main__":
+    run()

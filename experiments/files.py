@@ -10,6 +10,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,8 +96,12 @@ def describe(config: dict[str, Any], device: "torch.device") -> dict[str, Any]:
     }
 
 
+@lru_cache
 def commit() -> str | None:
-    """Returns the commit of this code, with "+changes" if the work tree differs; None outside a git checkout."""
+    """Returns the commit of this code, with "+changes" if the work tree differs; None outside a git checkout.
+
+    It is asked once: a process goes on with the code that it has loaded.
+    """
 
     def git(*arguments: str) -> str:
         here = Path(__file__).parent

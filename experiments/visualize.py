@@ -16,7 +16,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from experiments import files
-from experiments.attention.draw import check_words, draw, layers_meant, save_animation, save_maps, save_sheets, title_of
+from experiments.attention.draw import (
+    check_words,
+    draw,
+    layers_meant,
+    save_animation,
+    save_maps,
+    save_sheets,
+    spread,
+    title_of,
+)
 from experiments.attention.maps import Recorder
 from experiments.attention.sheets import colours_of, frame
 from experiments.files import UserError
@@ -43,7 +52,8 @@ def main(cfg: DictConfig) -> None:
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     title = title_of(stages, cfg.seed)
     save_png(to_image(picture), folder / "picture.png")
-    save_sheets(picture, moments, stages, title, cfg.columns, folder)
+    some = spread(len(moments), cfg.columns, [int(stage.steps) for stage in stages])
+    save_sheets(picture, [moments[i] for i in some], title, folder)
     colours = colours_of(moments)
     save_animation([frame(moment, colours, title) for moment in moments], folder / "steps.gif")
     save_maps(moments, folder / "maps.safetensors")

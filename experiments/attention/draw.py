@@ -11,29 +11,54 @@ from torch import Tensor
 from tqdm import tqdm
 
 from experiments import files
-from experiments.attention.maps import Recorder, owner_map
+from experiments.attention.maps import Recorder, StepMaps, owner_map
 from experiments.attention.sheets import Moment, colours_of, labels, owners_sheet, titled, words_sheet
 from experiments.files import UserError
 from experiments.pictures import save_png
 from experiments.run.build import Machine
-from experiments.run.draw import Batch, moments
-from guidance import Stage
+from experiments.run.draw import Batch, Job, Record, moments, with_own_prompt
+from guidance import Guidance, Stage
 from ldm import LatentDiffusion
 from ldm.attention import Attention
+from samplers import Step
+
+
+class Sheets:
+    """Observes the first picture of a batch, and writes its maps.png and semantics.png of about `columns` steps."""
+
+    def __init__(self, job: Job, columns: int, folder: Path):
+        first = job.request.pictures[0]
+        stages = with_own_prompt(job.stages, job.request.prompts[first[0]])
+        check_words(job.machine.model, [str(stage.prompt) for stage in stages])
+        counts = [int(stage.steps) for stage in stages]
+        self.model, self.folder, self.title = job.machine.model, folder, title_of(stages, first[1])
+        self.some = [job.machine.steps[i].i for i in spread(len(job.machine.steps), columns, counts)]
+        self.words: dict[int, StepMaps] = {}
+        self.estimates: dict[Step, Tensor] = {}
+
+    def around(self, guidance: Guidance) -> Guidance:
+        return Recorder(guidance, steps=self.words, only=self.some)
+
+    def see(self, step: Step, x_0: Tensor) -> None:
+        if step.i in self.some:
+            self.estimates[step] = x_0[:1]
+
+    def done(self, images: Tensor) -> list[Record]:
+        pictures = self.model.decode(torch.cat(list(self.estimates.values()))).cpu()
+        seen = [Moment(s, image, self.words[s.i]) for s, image in zip(self.estimates, pictures, strict=True)]
+        save_sheets(images[0], seen, self.title, self.folder)
+        return [{} for _ in images]
 
 
 def title_of(stages: Sequence[Stage], seed: int) -> str:
     return " > ".join(f"{s.prompt} ({s.steps} steps)" for s in stages) + f", seed {seed}"
 
 
-def save_sheets(
-    picture: Tensor, seen: list[Moment], stages: Sequence[Stage], title: str, columns: int, folder: Path
-) -> None:
-    """Writes maps.png and semantics.png, of about `columns` of the moments."""
-    some = [seen[i] for i in spread(len(seen), columns, [int(stage.steps) for stage in stages])]
+def save_sheets(picture: Tensor, seen: list[Moment], title: str, folder: Path) -> None:
+    """Writes maps.png and semantics.png of these moments."""
     colours = colours_of(seen)
-    save_png(titled(words_sheet(picture, some, list(colours)), title), folder / "maps.png")
-    save_png(titled(owners_sheet(some, colours), title), folder / "semantics.png")
+    save_png(titled(words_sheet(picture, seen, list(colours)), title), folder / "maps.png")
+    save_png(titled(owners_sheet(seen, colours), title), folder / "semantics.png")
 
 
 def check_words(model: LatentDiffusion, prompts: list[str]) -> None:

@@ -66,6 +66,7 @@ class Recorder(Wrapper):
     """Another guidance, and in `steps`, by step index, the maps of the first image in its "cond" branch.
 
     layers  beginnings of the layers' dotted names, as in "up_blocks.1"; "" is the beginning of all
+    only    the indices of the steps that are recorded; None: all
     """
 
     inner: Guidance
@@ -73,6 +74,7 @@ class Recorder(Wrapper):
     argmax: str = "head"
     candidates: str = "words"
     steps: dict[int, StepMaps] = field(default_factory=dict)
+    only: Collection[int] | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (("argmax", ("head", "mean")), ("candidates", ("all_but_bos", "words"))):
@@ -81,6 +83,8 @@ class Recorder(Wrapper):
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         branches = super().branches(conditions, step)
+        if self.only is not None and step.i not in self.only:
+            return branches
         cond = branches["cond"]
         self.steps[step.i] = StepMaps(cond.condition.spans[0])
         return {**branches, "cond": replace(cond, edits=(*cond.edits, self.edit(self.steps[step.i])))}

@@ -1,9 +1,15 @@
-"""python -m experiments.benchmark.overhead [PICTURES]: the share of a sampling run's time that is not sampling.
+"""python -m experiments.benchmark.overhead [PICTURES]: the time of runs and sweeps that is not spent in networks.
 
-Draws so many pictures (50) with the embedded model, as experiments.sample does, and sets the time of the whole run,
-from W&B's start to its end, less the sampler's and the decoder's, against theirs: hashing, PNGs, samples.jsonl and
-run.json, locks, the grid, the progress bar and W&B (offline). Loading the model and importing W&B are left out.
-Exits with 1 if a share is above 5 %.
+First sweeps of the embedded model: 8 cells of 4 pictures, 20 steps, bfloat16, each sweep in a process of its own as
+experiments.ablate runs it, without attention maps and with them. A cell is the median of the eight, with the making of
+its config; "once" is everything else, from the process's start to the report.
+
+Then runs of so many pictures (50), as experiments.sample draws them: the time of the whole run, from W&B's start to its
+end, less the sampler's and the decoder's, against theirs: hashing, PNGs, samples.jsonl and run.json, locks, the grid,
+the progress bar and W&B (offline). Loading the model and importing W&B are left out.
+
+Exits with 1 if a bar is missed: of a sweep 0.4 s a cell and 4 s once outside the networks, 0.3 s a cell more for maps;
+of a run a share of 5 %.
 """
 
 import sys
@@ -15,10 +21,15 @@ import wandb  # noqa: F401  so that its import is not measured
 from hydra import compose, initialize_config_dir
 
 from experiments import files
-from experiments.benchmark import options
+from experiments.benchmark import options, sweep
 from experiments.run import draw
 from experiments.run.logger import Logger
 
+A_CELL, ONCE, MAPS = 0.4, 4.0, 0.3  # seconds outside the networks
+SCALES = ",".join(map(str, range(1, 9)))
+SWEEP = ["experiment=grid", f"guidance.scale={SCALES}", "prompt=a red apple", "n=4", "measures.emoji=null"]
+SWEEP += ["sampler.steps=20", "dtype=bfloat16", "device=cpu"]
+HEAD = ("the whole", "networks", "a cell outside")
 BAR = 0.05
 RUNS = {
     "50 steps, batches of 4, float32": ["sampler.steps=50", "batch_size=4", "dtype=float32"],
@@ -27,6 +38,24 @@ RUNS = {
 
 
 def main(pictures: int) -> int:
+    slow = sweeps()
+    return int(runs(pictures) or slow)
+
+
+def sweeps() -> bool:
+    """Prints what sweeps spend where. Returns whether a bar is missed."""
+    print(f"{'sweep, seconds (of the CPU)':<36}" + "".join(f"{name:>16}" for name in (*HEAD, "once")))
+    with tempfile.TemporaryDirectory() as folder:
+        found = {maps: sweep.spent([*SWEEP, f"maps={maps}", f"out={folder}/{maps}"]) for maps in ("false", "true")}
+    for maps, s in found.items():
+        shown = "".join(f"{f'{wall:.2f} ({cpu:.2f})':>16}" for wall, cpu in (s.whole, s.networks, s.cell, s.once))
+        print(f"{'attention maps' if maps == 'true' else 'no maps':<36}{shown}", flush=True)
+    plain, mapped = found["false"], found["true"]
+    return plain.cell[0] > A_CELL or plain.once[0] > ONCE or mapped.cell[0] - plain.cell[0] > MAPS
+
+
+def runs(pictures: int) -> bool:
+    """Prints what runs spend outside sampling. Returns whether a bar is missed."""
     measure(["sampler.steps=1", "logger=wandb"])  # whatever is only slow once
     print(f"{'run':<36}{'logger':<8}{'sampling':>10}{'the rest':>10}{'share':>8}   of it W&B's start and end")
     over = False
@@ -36,7 +65,7 @@ def main(pictures: int) -> int:
             over |= rest > BAR * sampling
             share = rest / sampling
             print(f"{name:<36}{logger:<8}{sampling:>8.2f} s{rest:>8.2f} s{share:>8.1%}{ends:>9.2f} s", flush=True)
-    return int(over)
+    return over
 
 
 def measure(overrides: list[str]) -> tuple[float, float, float]:

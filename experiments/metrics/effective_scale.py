@@ -20,7 +20,7 @@ from experiments.metrics.folders import FinishedRun
 from experiments.run import draw
 from guidance import Branch, Guidance, Wrapper
 from guidance.branch import combined
-from ldm.condition import Conditions
+from ldm.condition import Condition, Conditions
 from samplers import Denoised, Step
 
 
@@ -29,37 +29,71 @@ class Projection(Wrapper):
     """Another guidance, and for each step how its result lies to classifier-free guidance's direction.
 
     With d = x_0c - x_0u and the guided x_0, of each picture: scale = <x_0 - x_0u, d> / <d, d>, for classifier-free
-    guidance g itself; cosine = that of the angle between x_0 - x_0u and d. Both are the same in eps.
+    guidance g itself; cosine = that of the angle between x_0 - x_0u and d. Both are the same in eps; nan where d is 0.
+    x_0u is that of the guidance's own pass of the negative prompt, or where it has none that of a pass aside.
     """
 
     inner: Guidance
     steps: list[dict[str, Any]] = field(default_factory=list)  # i, t, scale [B], cosine [B]
+    own: dict[Step, str] = field(default_factory=dict)  # the guidance's own pass, where it has one
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
-        return {**super().branches(conditions, step), "unconditional": Branch(conditions.negative)}
+        branches = super().branches(conditions, step)
+        own = [name for name, branch in branches.items() if is_plain(branch, conditions.negative)]
+        if own:
+            self.own[step] = own[0]
+            return branches
+        return {**branches, "unconditional": Branch(conditions.negative, network=draw.ASIDE)}
 
     def more(self, conditions: Conditions, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> dict[str, Branch]:
         return super().more(conditions, without_observed(x_0), x_t, step)
 
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
         guided = combined(self.inner, without_observed(x_0), x_t, step)
-        d, direction = ((e - x_0["unconditional"]).flatten(1).double() for e in (x_0["cond"], guided.x_0))
+        x_0u = x_0[self.own.get(step, "unconditional")]
+        d, direction = ((e - x_0u).flatten(1).double() for e in (x_0["cond"], guided.x_0))
         along = (direction * d).sum(dim=1)
-        if not d.any(dim=1).all():
-            raise Unmeasurable("prompt and negative prompt give the same eps: no guidance has a scale there")
         scale, cosine = along / d.square().sum(dim=1), along / (d.norm(dim=1) * direction.norm(dim=1))
         self.steps.append({"i": step.i, "t": step.now.t, "scale": scale.cpu(), "cosine": cosine.cpu()})
         return guided
+
+
+def is_plain(branch: Branch, condition: Condition) -> bool:
+    """Whether a pass shows the main network the step's x_t under this condition, and nothing is changed in it."""
+    as_it_is = branch.network == "main" and branch.t is None and branch.x_t is None and not branch.edits
+    return as_it_is and branch.condition is condition
 
 
 def without_observed(x_0: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: estimate for name, estimate in x_0.items() if name != "unconditional"}
 
 
+class Scales:
+    """Observes the scale and cosine of every step, [S] of each picture."""
+
+    def around(self, guidance: Guidance) -> Guidance:
+        self.probe = Projection(guidance)
+        return self.probe
+
+    def see(self, step: Step, x_0: Tensor) -> None:
+        pass
+
+    def done(self, images: Tensor) -> list[draw.Record]:
+        seen = {key: torch.stack([step[key] for step in self.probe.steps]).T for key in ("scale", "cosine")}  # [B, S]
+        t = [step["t"] for step in self.probe.steps]
+        found = [{key: value[b].tolist() for key, value in seen.items()} for b in range(len(images))]
+        finite = seen["scale"].isfinite().all(dim=1)
+        return [{SEEN: {"t": t, **one} if ok else None} for one, ok in zip(found, finite, strict=True)]
+
+
+SEEN = "effective_scale"  # in the record of a picture; None where the two prompts' passes agree in a step
+
+
 @dataclass(frozen=True)
 class EffectiveScale:
-    """The scale of `Projection`, mean over the steps; the first `pictures` of the run are drawn again for it.
+    """The scale of `Projection`, mean over the steps, of the first `pictures` of the run.
 
+    It is in the pictures' records where a sweep drew them (`observer`), or else they are drawn again for it.
     The detail "cosine" is 1 for a method that does nothing but scale. The run's guidance and sampler are made from its
     run.json, if `packages` define them; name yours there to measure a guidance that lies elsewhere.
     """
@@ -67,24 +101,40 @@ class EffectiveScale:
     pictures: int = 16
     packages: list[str] = field(default_factory=lambda: ["guidance", "samplers"])
 
-    def measure(self, run: FinishedRun, bench: Bench) -> Result:
+    def __post_init__(self) -> None:
         if type(self.pictures) is not int or self.pictures < 1:
             raise UserError(f"pictures={self.pictures}: must be a whole number of at least 1")
-        check_stored(run.config, run.folder / "run.json", self.packages)
-        again = {**run.config, "device": str(bench.device), "logger": {"name": "none"}, "shard": "0/1"}
-        job = draw.prepare(OmegaConf.create(again))
-        count, size = min(self.pictures, len(job.request.pictures)), job.request.together
-        seen = [projections(job, i, min(size, count - i)) for i in range(0, count, size)]
-        scale, cosine = (torch.cat([batch[key] for batch in seen], dim=1) for key in ("scale", "cosine"))  # [S, N]
-        captions = run.captions[:count]
-        scales, cosines = scale.mean(dim=0).tolist(), cosine.mean(dim=0).tolist()
-        curve = {"scale": scale.mean(dim=1).tolist(), "cosine": cosine.mean(dim=1).tolist(), "timestep": seen[0]["t"]}
+
+    def observer(self, first: int, count: int) -> Scales | None:
+        """Returns what looks on while these pictures are drawn; None if they are not among those measured."""
+        return Scales() if first < self.pictures else None
+
+    def measure(self, run: FinishedRun, bench: Bench) -> Result:
+        records = run.records[: self.pictures]
+        seen = [r[SEEN] for r in records] if all(SEEN in r for r in records) else self.again(run, bench)
+        if None in seen:
+            raise Unmeasurable("prompt and negative prompt give the same eps: no guidance has a scale there")
+        scale, cosine = (torch.tensor([one[key] for one in seen], dtype=torch.float64) for key in ("scale", "cosine"))
+        captions = run.captions[: len(seen)]
+        scales, cosines = scale.mean(dim=1).tolist(), cosine.mean(dim=1).tolist()  # of [N, S]
+        curve = {"scale": scale.mean(dim=0).tolist(), "cosine": cosine.mean(dim=0).tolist(), "timestep": seen[0]["t"]}
         return Result(
             bench.bootstrap.mean(scales, captions),
             {"cosine": bench.bootstrap.mean(cosines, captions)},
             [{"file": r["file"], "value": s} for r, s in zip(run.records, scales, strict=False)],
             {"by_step": curve},
         )
+
+    def again(self, run: FinishedRun, bench: Bench) -> list[dict[str, Any] | None]:
+        """Returns what `Scales` sees of the pictures, which are drawn again."""
+        check_stored(run.config, run.folder / "run.json", self.packages)
+        config = {**run.config, "device": str(bench.device), "logger": {"name": "none"}, "shard": "0/1"}
+        job = draw.prepare(OmegaConf.create(config))
+        count, size, seen = min(self.pictures, len(job.request.pictures)), job.request.together, []
+        for i in range(0, count, size):
+            batch = draw.batch_of(job, i, min(size, count - i))
+            seen += draw.draw_batch(job.machine, batch, lambda: None, [Scales()]).seen
+        return [record[SEEN] for record in seen]
 
 
 def check_stored(config: Any, file: Path, packages: Sequence[str]) -> None:
@@ -111,12 +161,3 @@ def defined_in(target: Any, packages: Sequence[str]) -> bool:
         return False
     home = getattr(found, "__module__", None) or ""
     return any(f"{home}.".startswith(f"{package}.") for package in within)
-
-
-def projections(job: draw.Job, first: int, count: int) -> dict[str, Any]:
-    """Returns scale and cosine [S, B] of so many of a job's pictures, from the one at `first` on, and the timesteps."""
-    probe = Projection(job.machine.guidance)
-    for _ in draw.moments(job.machine, draw.batch_of(job, first, count), probe):
-        pass
-    steps = {key: torch.stack([step[key] for step in probe.steps]) for key in ("scale", "cosine")}
-    return {**steps, "t": [step["t"] for step in probe.steps]}

@@ -145,16 +145,34 @@ class Machine:
     max_batch: int | None = None
 
 
-def machine(cfg: DictConfig) -> Machine:
-    """Raises UserError, or OSError of a file, for whatever keeps one of its parts from being made."""
-    guides, draws, on = guidance(cfg.guidance), sampler(cfg.sampler), device(cfg.device)
-    made = text_to_image(cfg.model, on, cfg.dtype)
+@dataclass(frozen=True)
+class Loaded:
+    """What of a machine takes the time to load, and may serve another config of the same models; see `Machine`."""
+
+    model: LatentDiffusion
+    others: Mapping[str, LatentDiffusion]
+    networks: Mapping[str, Predict]
+
+
+def machine(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None) -> Machine:
+    """Raises UserError, or OSError of a file, for whatever keeps one of its parts from being made.
+
+    load  what loads the config's models, `loaded` by default
+    """
+    guides, draws = guidance(cfg.guidance), sampler(cfg.sampler)
+    known = (load or loaded)(cfg)
+    through = steps(cfg.sampler, known.model.config.schedule)
+    check_start(draws, through)
+    return Machine(known.model, known.others, known.networks, guides, draws, through, cfg.get("max_batch"))
+
+
+def loaded(cfg: DictConfig) -> Loaded:
+    """Loads the model and the further networks of a config. Raises UserError, or OSError of a file."""
+    made = text_to_image(cfg.model, device(cfg.device), cfg.dtype)
     paths = {str(name): path for name, path in (cfg.get("networks") or {}).items() if path is not None}
     others = {name: another(made, f"networks.{name}", path) for name, path in paths.items()}
     networks = {name: predictor(one, cfg.get("compile", False)) for name, one in {"main": made, **others}.items()}
-    through = steps(cfg.sampler, made.config.schedule)
-    check_start(draws, through)
-    return Machine(made, others, networks, guides, draws, through, cfg.get("max_batch"))
+    return Loaded(made, others, networks)
 
 
 def device(name: str) -> torch.device:

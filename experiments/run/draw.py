@@ -7,8 +7,9 @@ import html
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from experiments.files import UserError, locked, say, write
 from experiments.pictures import captioned, save_png, sheet
 from experiments.run import build, settings
-from experiments.run.build import Machine, Moments, Request
+from experiments.run.build import Loaded, Machine, Moments, Request
 from experiments.run.contents import contents
 from experiments.run.folder import Run
 from experiments.run.logger import Logger
@@ -32,7 +33,7 @@ from guidance import Guidance, Stage, Unfit, guided
 from guidance.branch import name_of
 from ldm import LatentDiffusion
 from ldm.svg.drawing import to_svg
-from samplers import ImageNoise, KeyedNoise
+from samplers import ImageNoise, KeyedNoise, Step
 from samplers.predict import Predict
 
 Record = dict[str, Any]
@@ -58,10 +59,13 @@ class Job:
     x_T: Tensor | None
 
 
-def prepare(cfg: DictConfig) -> Job:
-    """Raises UserError, or OSError of a file, for whatever keeps the config from being drawn."""
+def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None) -> Job:
+    """Raises UserError, or OSError of a file, for whatever keeps the config from being drawn.
+
+    load  what loads its models, see `build.machine`
+    """
     settings.check(cfg)
-    machine = build.machine(cfg)
+    machine = build.machine(cfg, load)
     model = machine.model
     request = build.request(cfg, model.config.classes.names)
     size = build.size(model, request.height, request.width)
@@ -83,12 +87,14 @@ def prepare(cfg: DictConfig) -> Job:
 class Batch:
     """Pictures that are drawn together: their prompts and seeds, their first draws, and the stream of the later ones.
 
-    x_T    [B, C, h, w], standard normal
-    noise  () -> the next draw [B, C, h, w] of each picture's stream, for samplers that add noise
+    size   height and width in pixels
+    x_T    [B, ...], standard normal
+    noise  () -> the next draw [B, ...] of each picture's stream, for samplers that add noise
     """
 
     prompts: list[Prompt]
     seeds: list[int]
+    size: tuple[int, int]
     x_T: Tensor
     noise: ImageNoise
 
@@ -106,7 +112,7 @@ def batch_of(job: Job, first: int, count: int) -> Batch:
 def from_seeds(model: LatentDiffusion, prompts: list[Prompt], seeds: list[int], size: tuple[int, int]) -> Batch:
     """Returns a batch whose first draws come from the seeds."""
     noise = ImageNoise(seeds, model.latent_shape(*size), model.device)
-    return Batch(prompts, seeds, noise(), noise)
+    return Batch(prompts, seeds, size, noise(), noise)
 
 
 @torch.no_grad()
@@ -134,12 +140,33 @@ def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) ->
         )
 
 
+class Observer(Protocol):
+    """Looks on while a batch is drawn. The pictures have the same bytes without it.
+
+    A pass that it needs beside the guidance's own is a branch of the network ASIDE, the main one by another name: so it
+    goes in a forward of its own, and is not counted among the pictures' evaluations.
+    """
+
+    def around(self, guidance: Guidance) -> Guidance:
+        """Returns the guidance that draws in the place of this one, with the same results."""
+
+    def see(self, step: Step, x_0: Tensor) -> None:
+        """Is told the clean estimate [B, C, h, w] of every step."""
+
+    def done(self, images: Tensor) -> list[Record]:
+        """Returns what the record of each picture is to hold, given the pictures [B, 3, H, W] in [0, 1]."""
+
+
+ASIDE = "aside"
+
+
 @dataclass(frozen=True)
 class Drawn:
     """Pictures: the first and the last latents [B, ...], images [B, 3, H, W] in [0, 1], and what they took.
 
     texts        the SVG of each picture that is a drawing; none of others
     evaluations  of the networks, for each picture
+    seen         what observers add to the record of each picture
     """
 
     x_T: Tensor
@@ -147,20 +174,29 @@ class Drawn:
     images: Tensor
     texts: list[str]
     evaluations: int
+    seen: list[Record]
 
 
 @torch.no_grad()
-def draw_batch(machine: Machine, batch: Batch, side: int, progress: Callable[[], Any]) -> Drawn:
-    """Draws a batch, and calls `progress` after every step. `side` is that of a drawing's image, in pixels."""
+def draw_batch(
+    machine: Machine, batch: Batch, progress: Callable[[], Any], observers: Sequence[Observer] = ()
+) -> Drawn:
+    """Draws a batch, and calls `progress` after every step."""
     counted = {name: Counted(predict) for name, predict in machine.networks.items()}
-    for _, x_t, _ in moments(replace(machine, networks=counted), batch):  # noqa: B007
+    watched = replace(machine, networks={**counted, ASIDE: machine.networks["main"]})
+    guidance = reduce(lambda inner, observer: observer.around(inner), observers, machine.guidance)
+    for step, x_t, x_0 in moments(watched, batch, guidance):  # noqa: B007
         progress()
+        for observer in observers:
+            observer.see(step, x_0)
     rows = sum(network.rows for network in counted.values())
-    evaluations = rows // len(batch.seeds)
-    if machine.model.config.latents == "images":
-        return Drawn(batch.x_T, x_t, machine.model.decode(x_t).cpu(), [], evaluations)
-    drawings = machine.model.draw(x_t)
-    return Drawn(batch.x_T, x_t, on_paper(drawings, side), [to_svg(drawing) for drawing in drawings], evaluations)
+    drawings = None if machine.model.config.latents == "images" else machine.model.draw(x_t)
+    images = machine.model.decode(x_t).cpu() if drawings is None else on_paper(drawings, batch.size[0])
+    seen: list[Record] = [{} for _ in batch.seeds]
+    for observer in observers:
+        seen = [one | more for one, more in zip(seen, observer.done(images), strict=True)]
+    texts = [to_svg(drawing) for drawing in drawings or ()]
+    return Drawn(batch.x_T, x_t, images, texts, rows // len(batch.seeds), seen)
 
 
 @dataclass
@@ -178,7 +214,10 @@ class Counted:
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
 
-def draw(job: Job, folder: Path, logger: Logger) -> list[Record] | None:
+Watch = Callable[[int, int], Sequence[Observer]]  # who looks on while pictures first .. first + count - 1 are drawn
+
+
+def draw(job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, count: ()) -> list[Record] | None:
     """Draws what is missing in the run folder. Returns its records; None while other shards' batches are missing."""
     request, machine = job.request, job.machine
     cut = cut_prompts(machine.model, request.prompts, job.stages)
@@ -192,7 +231,7 @@ def draw(job: Job, folder: Path, logger: Logger) -> list[Record] | None:
                 continue
             start = time.perf_counter()
             try:
-                drawn = draw_together(job, b, bar.update)
+                drawn = draw_together(job, b, bar.update, watch)
             except torch.OutOfMemoryError as error:
                 raise UserError(
                     "the GPU is out of memory: use a smaller batch_size, max_batch, height or width"
@@ -200,12 +239,13 @@ def draw(job: Job, folder: Path, logger: Logger) -> list[Record] | None:
             if request.save_latents:
                 run.add_latents(b, drawn.x_T, drawn.x_0)
             took = (time.perf_counter() - start) / len(pictures)
-            for k, ((p, seed), image) in enumerate(zip(pictures, drawn.images, strict=True)):
+            for k, (p, seed) in enumerate(pictures):
                 prompt = request.prompts[p]
                 record = {"prompt_index": p, **prompt_record(prompt, job.stages), "seed": seed}
                 record |= {"evaluations": drawn.evaluations, "seconds": round(took, 4)}
-                record |= {"cut": cut[p]} if p in cut else {}
-                run.add(image, determined_by(job, prompt, seed), record, drawn.texts[k] if drawn.texts else None)
+                record |= drawn.seen[k] | ({"cut": cut[p]} if p in cut else {})
+                text = drawn.texts[k] if drawn.texts else None
+                run.add(drawn.images[k], determined_by(job, prompt, seed), record, text)
             logger.log({"seconds_per_image": took, "images": len(run.records)})
 
     records = run.finish(request.batches, request.save_latents)
@@ -221,15 +261,14 @@ def draw(job: Job, folder: Path, logger: Logger) -> list[Record] | None:
     return records
 
 
-def draw_together(job: Job, b: int, progress: Callable[[], Any]) -> Drawn:
+def draw_together(job: Job, b: int, progress: Callable[[], Any], watch: Watch) -> Drawn:
     """Draws a stored batch: at once, or picture by picture."""
     first, count, together = b * job.request.batch_size, len(job.request.batches[b]), job.request.together
-    parts = [
-        draw_batch(job.machine, batch_of(job, first + i, min(together, count - i)), job.size[0], progress)
-        for i in range(0, count, together)
-    ]
+    sizes = {first + i: min(together, count - i) for i in range(0, count, together)}
+    parts = [draw_batch(job.machine, batch_of(job, i, n), progress, watch(i, n)) for i, n in sizes.items()]
     x_T, x_0, images = (torch.cat([getattr(part, name) for part in parts]) for name in ("x_T", "x_0", "images"))
-    return Drawn(x_T, x_0, images, [text for part in parts for text in part.texts], parts[0].evaluations)
+    texts, seen = ([one for part in parts for one in getattr(part, name)] for name in ("texts", "seen"))
+    return Drawn(x_T, x_0, images, texts, parts[0].evaluations, seen)
 
 
 def mean_of(records: Sequence[Record], key: str) -> float:

@@ -1,20 +1,23 @@
 """A cell of a sweep: what it draws, measures and stores; or, of a study, what it measures of the network itself."""
 
+from collections.abc import Callable
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-import experiments.attention.draw as attention
 from experiments import files
-from experiments.attention.maps import Recorder
+from experiments.attention.draw import Sheets
 from experiments.metrics import Bench, Unmeasurable
 from experiments.metrics.estimates import Bootstrap
 from experiments.metrics.measuring import as_json, described, evaluate, store
 from experiments.run import build, draw
 from experiments.run.logger import Logger
 from experiments.sweeps.entry import resolved
+from experiments.sweeps.kept import Kept
 from experiments.sweeps.progress import CellLogger
 
 COLUMNS = 6  # steps on the sheets of a cell's attention
@@ -26,6 +29,7 @@ def measure_cell(cfg: DictConfig, folder: Path) -> Measured:
     return (study if cfg.study is not None else pictures)(cfg, folder)
 
 
+@lru_cache
 def drawn_keys() -> list[str]:
     """Returns the settings that the sampling verb knows: the groups of conf/sample.yaml, and its own keys."""
     sample = OmegaConf.load(files.CONF / "sample.yaml")
@@ -46,15 +50,33 @@ def asked(cfg: DictConfig) -> DictConfig:
 
 def pictures(cfg: DictConfig, folder: Path) -> Measured:
     """Draws, measures and logs a cell of pictures. Nothing is measured before all shards are done."""
-    job = draw.prepare(asked(cfg))
+    job = draw.prepare(asked(cfg), Kept.load)
+    observing = observers(cfg)
+    maps = cfg.maps and not (folder / "semantics.png").exists()
+
+    def watch(first: int, count: int) -> list[draw.Observer]:
+        found = [one for observer in observing if (one := observer(first, count)) is not None]
+        return [*found, Sheets(job, COLUMNS, folder)] if maps and first == 0 else found
+
     with CellLogger(logger_settings(cfg), resolved(cfg), folder, len(job.request.pictures)) as logger:
-        if draw.draw(job, folder, logger) is None:
+        if draw.draw(job, folder, logger, watch) is None:
             return {}, {}
-        if cfg.maps and not (folder / "semantics.png").exists():
-            draw_maps(job, folder)
+        if maps and not (folder / "semantics.png").exists():  # the pictures were there already
+            first = draw.batch_of(job, 0, min(job.request.together, len(job.request.batches[0])))
+            draw.draw_batch(job.machine, first, lambda: None, [Sheets(job, COLUMNS, folder)])
         results, missing = measured(cfg, folder, bench_of(cfg))
         logger.summary({key: value for name, result in results.items() for key, value in logged(name, result)})
     return results, missing
+
+
+def observers(cfg: DictConfig) -> list[Callable[[int, int], draw.Observer | None]]:
+    """Returns the `observer` of each metric that has one: it measures pictures while they are drawn."""
+    found = []
+    for name, settings in chosen(cfg).items():
+        with suppress(MissingMandatoryValue):  # then it is not measured, which `measured` says
+            metric = build.create(settings, f"metrics.{name}")
+            found += [metric.observer] if hasattr(metric, "observer") else []
+    return found
 
 
 def measured(cfg: DictConfig, folder: Path, bench: Bench) -> Measured:
@@ -101,15 +123,6 @@ def study(cfg: DictConfig, folder: Path) -> Measured:
         store(folder, cfg.name, result)
         logger.summary(dict(logged(cfg.name, result)))
     return {cfg.name: result}, {}
-
-
-def draw_maps(job: draw.Job, folder: Path) -> None:
-    """Draws maps.png and semantics.png of the run's first picture, from the same noise."""
-    machine, first = job.machine, draw.batch_of(job, 0, 1)
-    stages = draw.with_own_prompt(job.stages, first.prompts[0])
-    attention.check_words(machine.model, [str(stage.prompt) for stage in stages])
-    picture, moments = attention.draw(machine, Recorder(machine.guidance), first)
-    attention.save_sheets(picture, moments, stages, attention.title_of(stages, first.seeds[0]), COLUMNS, folder)
 
 
 def bench_of(cfg: DictConfig) -> Bench:

@@ -3,6 +3,7 @@
 import json
 import shlex
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,9 +76,19 @@ def swept(params: DictConfig | None, record: Path | None) -> dict[str, str]:
 
     They are the experiment's own, `hydra.sweeper.params`, and those of the command line, in Hydra's record of it.
     """
-    typed = [] if record is None else OmegaConf.load(record).hydra.overrides.task
+    typed = [] if record is None else recorded(record).task
     found = overrides(resolved(params), typed)
     return {o.get_key_element(): o.package or o.key_or_group for o in found if o.is_sweep_override()}
+
+
+def recorded(file: Path) -> Any:
+    """Returns the overrides in Hydra's record of a sweep, which is large, and read once a sweep."""
+    return overrides_at(file, file.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def overrides_at(file: Path, time: int) -> Any:
+    return OmegaConf.load(file).hydra.overrides
 
 
 def remove(config: dict[str, Any], path: list[str]) -> None:
@@ -92,7 +103,7 @@ def remove(config: dict[str, Any], path: list[str]) -> None:
 def command(hydra: HydraConf) -> str:
     """Returns what was typed, near enough to be typed again."""
     multirun = in_multirun(hydra)
-    typed = OmegaConf.load(Path(hydra.sweep.dir) / "multirun.yaml").hydra.overrides if multirun else hydra.overrides
+    typed = recorded(Path(hydra.sweep.dir) / "multirun.yaml") if multirun else hydra.overrides
     words = [word for word in [*typed.hydra, *typed.task] if not word.startswith("hydra.mode=")]
     return shlex.join(["python", "-m", "experiments.ablate", *(["-m"] if multirun else []), *words])
 

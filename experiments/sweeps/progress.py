@@ -14,6 +14,11 @@ from experiments.run.logger import Logger
 from experiments.sweeps.folder import planned
 
 
+def in_this_process(config: DictConfig) -> bool:
+    """Whether Hydra runs the cells of this sweep one after another in the process that began it."""
+    return bool(config.hydra.launcher._target_.endswith("BasicLauncher"))
+
+
 class SweepBar(Callback):
     """Hydra's callback that shows the bar of the sweep whose cells this process runs one after another."""
 
@@ -23,7 +28,7 @@ class SweepBar(Callback):
     pictures: ClassVar[int] = 0
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.launcher._target_.endswith("BasicLauncher"):
+        if in_this_process(config):
             cells = planned(config.hydra.sweeper.get("params"), config.hydra.overrides.task)
             SweepBar.done = SweepBar.failed = SweepBar.pictures = 0
             SweepBar.bar = tqdm(total=len(cells), bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}")

@@ -245,9 +245,12 @@ class Progress:
                 self.save()
 
     def draw(self, logger: Logger) -> None:
-        """Writes and logs what the averaged network can do by now."""
+        """Writes and logs what the averaged network can do by now: a picture, and numbers for the history."""
         with self.state.averaged():
-            picture = self.part.picture(self.held_out)
+            picture, measures = self.part.picture(self.held_out), self.part.measures(self.held_out)
+        if measures:
+            self.state.history.append({"step": self.state.step, **measures})
+            logger.log(self.state.history[-1])
         if picture is not None:
             save_png(picture, self.out / "picture.png")
             logger.images("pictures", [{"step": self.state.step, "file": "picture.png"}], self.out)

@@ -33,6 +33,7 @@ from samplers.predict import target
 
 SHARD_BYTES = 14_000_000  # of the exported files
 PAD_ID = 0
+MEASURED_TENTHS = (1, 3, 5, 7, 9)  # of the timesteps, at which a U-Net's estimate of x_0 is measured
 
 
 def read_checkpoint(path: Path, part: str) -> dict[str, Any]:
@@ -50,6 +51,10 @@ class Part(nn.Module):
     def picture(self, held_out: Any) -> Image.Image | None:
         """Returns a sheet that shows what the network can do by now on a few held-out examples, or None."""
         raise NotImplementedError
+
+    def measures(self, held_out: Any) -> dict[str, float]:
+        """Returns what can be compared between recipes whose losses cannot, by name; nothing for most parts."""
+        return {}
 
     def finish(self, held_out: Any, out: Path) -> str:
         """Writes into `out`/model what others use of the trained network. Returns a line that says how good it is."""
@@ -149,8 +154,9 @@ class ClipPart(Part):
 class UNetPart(Part):
     """The U-Net with the text encoder: L_simple (Ho et al. 2020, eq. 14) on latents of a trained autoencoder.
 
-    The target is what the schedule's prediction names: the noise, v (Salimans & Ho 2022) or x_0. The text encoder
-    begins as CLIP's text tower and learns on, unless `train_text` is off.
+    The target is what the schedule's prediction names: the noise, v (Salimans & Ho 2022) or x_0. `min_snr` is the
+    gamma of Hang et al. 2023, None for no weights. The text encoder begins as CLIP's text tower and learns on, unless
+    `train_text` is off.
 
     Even at the largest t the mean of x_t over its cells betrays that of x_0 (alpha_bar there is not 0): the network
     finds the background's colour in it and does not learn it from the text. `noise_offset` is the standard deviation of
@@ -179,6 +185,7 @@ class UNetPart(Part):
         self.schedule = Schedule.of(self.config.schedule)
         self.caption_dropout = cfg.caption_dropout
         self.noise_offset = cfg.noise_offset
+        self.min_snr = cfg.min_snr
 
     def forward(self, scenes: Batch, g: torch.Generator) -> Tensor:
         with torch.no_grad():
@@ -194,8 +201,12 @@ class UNetPart(Part):
         t = t.to(x_0.device)
         signal, noise = self.schedule.at(t)
         x_t = add_noise(x_0, eps, signal, noise).contiguous(memory_format=torch.channels_last)
-        wanted = target(self.config.schedule.prediction, x_0, eps, signal, noise)
-        return (self.unet(x_t, t, Condition(text)).float() - wanted).square().mean()
+        prediction = self.config.schedule.prediction
+        wanted = target(prediction, x_0, eps, signal, noise)
+        errors = (self.unet(x_t, t, Condition(text)).float() - wanted).square().mean(dim=(1, 2, 3))
+        if self.min_snr is not None:
+            errors = errors * min_snr_weights(prediction, signal, noise, self.min_snr).to(errors.dtype)
+        return errors.mean()
 
     def model(self) -> LatentDiffusion:
         """Returns the model that the U-Net belongs to, with the weights of the moment."""
@@ -214,6 +225,20 @@ class UNetPart(Part):
         x_T = ImageNoise(list(range(8)), model.latent_shape(size, size), model.device)()
         *_, (_, x_t, _) = ddim(denoise, x_T, self.schedule.steps(20))
         return sheet([[to_image(image) for image in model.decode(x_t)]], [""], captions)
+
+    @torch.no_grad()
+    def measures(self, held_out: EmojiScenes, count: int = 128) -> dict[str, float]:
+        """Returns the mean squared error of x_0 at five levels of noise: the same scenes and noise for every recipe."""
+        scenes, g = batch_of(held_out, range(count)).to(device_of(self)), torch.Generator().manual_seed(0)
+        x_0 = self.autoencoder.encode(scenes.pixels())[0].float()
+        text = self.text_encoder(self.tokenizer(scenes.captions).ids.to(x_0.device))
+        predict, errors = as_x_0(self.unet, self.config.schedule.prediction), {}
+        for tenth in MEASURED_TENTHS:
+            level = self.schedule.level(tenth * self.config.schedule.num_timesteps // 10)
+            eps = torch.randn(x_0.shape, generator=g).to(x_0.device)
+            x_t = level.signal * x_0 + level.noise * eps
+            errors[f"x_0 error at {level.t:g}"] = F.mse_loss(predict(x_t, level, Condition(text)), x_0).item()
+        return errors
 
     def finish(self, held_out: EmojiScenes, out: Path) -> str:
         if not (out / "model").exists():
@@ -266,6 +291,16 @@ class JudgePart(Part):
 def sample_posterior(mean: Tensor, logvar: Tensor, g: torch.Generator) -> Tensor:
     """Draws a latent from q(z | image)."""
     return mean + (logvar / 2).exp() * torch.randn(mean.shape, generator=g).to(mean.device)
+
+
+def min_snr_weights(prediction: str, signal: Tensor, noise: Tensor, gamma: float) -> Tensor:
+    """Returns the weight [B] of each row's squared error: min(SNR, gamma) for x_0 (Hang et al. 2023, section 3.4).
+
+    In terms of another prediction the same loss has that divided by SNR (eps), or by SNR + 1 (v, flow).
+    """
+    snr = (signal / noise).square()
+    scale = {"x0": torch.ones_like(snr), "eps": snr, "v": snr + 1, "flow": (signal + noise).square() / noise.square()}
+    return snr.clamp(max=gamma) / scale[prediction]
 
 
 def initialise(unet: UNet) -> None:

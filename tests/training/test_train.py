@@ -25,6 +25,8 @@ from experiments.training.loop import joined
 from experiments.training.tokens import WorldTable, tokens_of
 from ldm import load_model
 from ldm.text import TextEncoder, Tokenizer
+from samplers import Flow, Schedule, add_noise
+from samplers.predict import target
 
 TINY_WORLD = [
     "world.image_size=16",
@@ -346,6 +348,30 @@ def test_the_target_is_what_the_sampler_takes_it_for(folder, prediction):
     assert loss.item() == pytest.approx(target.square().mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0", "flow"])
+def test_min_snr_weighs_the_error_of_x_0_by_the_snr_up_to_gamma(prediction):
+    g = torch.Generator().manual_seed(0)
+    x_0, eps, guess = (torch.randn(6, 4, generator=g, dtype=torch.float64) for _ in range(3))
+    process = Flow() if prediction == "flow" else Schedule()
+    signal, noise = process.at(torch.tensor([3, 100, 300, 500, 800, 999]))
+    x_t = add_noise(x_0, eps, signal, noise)
+    eps_of_guess = (x_t - signal[:, None] * guess) / noise[:, None]
+    wanted, given = target(prediction, x_0, eps, signal, noise), target(prediction, guess, eps_of_guess, signal, noise)
+    snr = signal**2 / noise**2
+    weighted = parts.min_snr_weights(prediction, signal, noise, 5.0) * (given - wanted).square().mean(dim=1)
+    assert torch.allclose(weighted, snr.clamp(max=5.0) * (guess - x_0).square().mean(dim=1))
+    assert snr.min() < 5 < snr.max()
+
+
+def test_min_snr_changes_what_is_learnt(folder, tmp_path):
+    losses = []
+    for value in ("null", "5.0"):
+        settings = ["stop_after=1", "log_every=1", f"part.min_snr={value}", f"out={tmp_path / value}"]
+        checkpoint = torch.load(checkpoint_of(config(folder, "unet", *settings)), weights_only=True)
+        losses.append(checkpoint["history"][0]["loss"])
+    assert 0 < losses[1] < losses[0]
+
+
 @pytest.mark.parametrize("train_text", [True, False])
 def test_only_the_tokens_of_captions_move_or_none(folder, tmp_path, train_text):
     settings = [f"out={tmp_path}", f"part.train_text={train_text}"]
@@ -388,6 +414,8 @@ def test_pictures_of_progress_are_drawn_with_the_average_and_change_nothing(fold
         verb.train(config(folder, part, f"out={tmp_path / f'{part}_without'}"))
         a, b = (torch.load(tmp_path / f / "checkpoint.pt", weights_only=True) for f in (part, f"{part}_without"))
         assert equal(a["network"], b["network"])
+        measured = [row for row in a["history"] if "x_0 error at 500" in row]
+        assert [row["step"] for row in measured] == ([3, 6] if part == "unet" else [])
         assert (tmp_path / part / "picture.png").exists() == (part != "clip")
 
 

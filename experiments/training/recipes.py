@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from experiments.emoji.world import EmojiScenes, World, load_atlas, settings_of
 from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
+from experiments.training.vector_dit import DiTPart
 from experiments.training.vector_parts import VectorAutoencoderPart, VectorJudgePart
 from experiments.vectors.data import Source, load_drawings
 
@@ -54,4 +55,6 @@ def build_part(cfg: DictConfig, examples: Any) -> Part:
             return VectorAutoencoderPart(cfg.part, examples)
         case "drawings", "judge":
             return VectorJudgePart(cfg.part, examples)
+        case "drawings", "dit":
+            return DiTPart(cfg.part, examples, Path(cfg.autoencoder))
     raise AssertionError(f"{cfg.part.size}/{cfg.part.name}")

@@ -48,12 +48,12 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class VectorAutoencoderConfig:
-    """Autoencoder of drawings: residual MLPs from sequences of commands to one latent vector, and back."""
+    """Autoencoder of drawings: linear maps and residual MLPs from a sequence of commands to one latent, and back."""
 
     commands: int = 40  # of a drawing, at most
     latent_width: int = 256
-    width: int = 384
-    blocks: int = 4  # of the encoder, and of the decoder
+    width: int = 256
+    blocks: int = 3  # of the encoder, and of the decoder
     octaves: int = 2  # of the sines in which the encoder sees an argument, beside the argument itself
     scale: float = 1.0  # latents are multiplied by it, so that they have about unit variance
 

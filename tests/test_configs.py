@@ -11,6 +11,7 @@ import samplers
 from experiments.files import CONF
 from experiments.run import build
 from ldm.config import ScheduleConfig
+from ldm.files.reading import EMBEDDED
 
 
 def names(group: str) -> list[str]:
@@ -66,7 +67,7 @@ def test_sampler_yaml_mirrors_its_function(name: str) -> None:
 def test_model_yaml_has_the_loader_s_fields(name: str) -> None:
     cfg = composed(f"model={name}").model
     assert list(cfg) == ["name", "path", "config", "prediction", "ema", "subject"]
-    assert OmegaConf.is_missing(cfg, "path") == (name != "emoji")
+    assert OmegaConf.is_missing(cfg, "path") == (name not in EMBEDDED)
     assert cfg.prediction == {"sd21": "v", "sd21_base": "eps"}.get(name)
 
 

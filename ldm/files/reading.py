@@ -27,7 +27,8 @@ from ldm.files.tensors import is_mapped, tensors_in
 from ldm.model import LatentDiffusion, autoencoder_of, denoiser_of, encoder_of
 from ldm.text import open_clip_tokenizer
 
-EMBEDDED = {"emoji": Path(__file__).parent.parent / "weights" / "emoji"}
+WEIGHTS = Path(__file__).parent.parent / "weights"
+EMBEDDED = {name: WEIGHTS / name for name in ("emoji", "glyphs")}
 CHUNK = 256 * 2**20  # bytes read before a file is mapped anew: touched pages count as the process's memory
 
 
@@ -40,7 +41,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> LatentDiffusion:
-    """Returns the embedded model "emoji", or that of a single file, a diffusers folder, or a hub id "owner/name".
+    """Returns an embedded model, "emoji" or "glyphs", or that of a single file, a diffusers folder, or a hub id.
 
     config      YAML of a single file that is not of a published family: CompVis's, or one of ModelConfig's fields
     prediction  "eps", "v", "x0" or "flow", in the place of what a config says; needed for single files of SD 2
@@ -51,6 +52,8 @@ def load_model(
     if prediction not in (None, *PREDICTIONS):
         raise ValueError(f"model.prediction={prediction}: must be {', '.join(PREDICTIONS[:-1])} or {PREDICTIONS[-1]}")
     path = EMBEDDED.get(str(source)) or locate(str(source))
+    if not path.exists():
+        raise FileNotFoundError(f"{source}: this installation has no weights of it ({path}); README says how to train")
     if not path.is_dir():
         config_path = None if config is None else Path(config)
         return read_file(path, config_path, prediction, ema, dtype, torch.device(device))

@@ -52,7 +52,8 @@ def pictures(cfg: DictConfig, folder: Path) -> Measured:
     """Draws, measures and logs a cell of pictures. Nothing is measured before all shards are done."""
     job = draw.prepare(asked(cfg), Kept.load)
     observing = observers(cfg)
-    maps = cfg.maps and not (folder / "semantics.png").exists()
+    worded = job.machine.model.config.condition == "text"  # else there are no words whose maps could be drawn
+    maps = worded and cfg.maps and not (folder / "semantics.png").exists()
 
     def watch(first: int, count: int) -> list[draw.Observer]:
         found = [one for observer in observing if (one := observer(first, count)) is not None]
@@ -116,7 +117,8 @@ def written(cfg: DictConfig) -> dict[str, Any]:
 def study(cfg: DictConfig, folder: Path) -> Measured:
     """Measures the network itself; the result goes by the experiment's name."""
     measure, bench = build.create(cfg.study, "study"), bench_of(cfg)
-    model = build.picture_model(cfg.model, bench.device, cfg.dtype)
+    load = build.text_to_image if getattr(measure, "latents", "images") == "drawings" else build.picture_model
+    model = load(cfg.model, bench.device, cfg.dtype)
     with Logger(logger_settings(cfg), resolved(cfg), folder) as logger:
         result = described(measure.measure(model, bench, folder))
         result |= {"settings": resolved(cfg.study), "bootstrap": as_json(bench.bootstrap)}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from experiments.emoji.world import settings_of
 from experiments.files import UserError
 from experiments.pictures import sheet, to_image
-from experiments.training.parts import SHARD_BYTES, Part, read_checkpoint, sample_posterior
+from experiments.training.parts import SHARD_BYTES, Part, read_checkpoint
 from experiments.training.vector_parts import latents_of, spread
 from experiments.vectors.data import DrawingBatch, Drawings
 from experiments.vectors.raster import on_paper
@@ -32,7 +32,7 @@ MEASURED_TENTHS = (1, 3, 5, 7, 9)  # of all timesteps, at which the error of x_0
 
 
 class DiTPart(Part):
-    """The transformer and its class table: L_simple (Ho et al. 2020, eq. 14) on latents of a trained autoencoder.
+    """The transformer and its class table: L_simple (Ho et al. 2020, eq. 14) on a trained autoencoder's mean latents.
 
     The target is what the schedule's prediction names. A class gives way to the null class by chance, for
     classifier-free guidance. Where `dit.learn_sigma` says so, the loss is the hybrid of improved DDPM: `vlb_weight`
@@ -69,8 +69,8 @@ class DiTPart(Part):
 
     def forward(self, drawings: DrawingBatch, g: torch.Generator) -> Tensor:
         with torch.no_grad():
-            mean, logvar = self.autoencoder.encode(drawings.sequences)
-            x_0 = sample_posterior(mean.float(), logvar.float(), g)
+            # no sample of q: in the many numbers that no drawing needs it is as wide as the prior
+            x_0 = self.autoencoder.encode(drawings.sequences)[0].float()
         dropped = torch.rand(len(x_0), generator=g) < self.class_dropout
         t = self.schedule.draw_t(len(x_0), g).to(x_0.device)
         eps = torch.randn(x_0.shape, generator=g).to(x_0.device)

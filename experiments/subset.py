@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import files
 from experiments.files import UserError, describe, write
-from experiments.metrics.features import gaussian
+from experiments.frechet import gaussian
 from experiments.metrics.subset import (
     SMALLEST,
     bands,

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig
@@ -132,6 +133,6 @@ def spread(count: int, most: int) -> Tensor:
     return torch.linspace(0, count - 1, min(count, most)).long()
 
 
-def white(render) -> Image.Image:  # type: ignore[no-untyped-def]
+def white(render: np.ndarray) -> Image.Image:
     """Returns a render as black on white."""
     return Image.fromarray(255 - render).convert("RGB")

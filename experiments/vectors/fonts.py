@@ -3,8 +3,9 @@
 import io
 import re
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fontTools.pens.basePen import AbstractPen
 from fontTools.pens.qu2cuPen import Qu2CuPen
@@ -20,7 +21,7 @@ CAPITALS = 14.0  # units of the box: how high an H is
 BASELINE = 18.0  # units of the box below its upper edge
 TOLERANCE = 0.02  # units of the box: how far one cubic curve may be from the quadratic ones that it replaces
 
-Pieces = list[tuple[str, tuple[Point | None, ...]]]  # what a pen was told
+Pieces = list[tuple[str, tuple[Any, ...]]]  # what a pen was told: the name of a command, and its points
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def glyphs(package: Package) -> Iterator[Glyph]:
                 yield Glyph(character, name.removeprefix("files/").removesuffix(".woff2"), drawing)
 
 
-def told(outlines, glyph: str) -> Pieces:  # type: ignore[no-untyped-def]
+def told(outlines: Mapping[str, Any], glyph: str) -> Pieces:
     """Returns what a glyph tells a pen, in the font's units, every outline begun by a point that lies on it."""
     pen = DecomposingRecordingPen(outlines)
     outlines[glyph].draw(pen)

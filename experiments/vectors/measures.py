@@ -11,9 +11,10 @@ from experiments.vectors.data import Drawings
 from experiments.vectors.judge import VectorJudge, judged
 from experiments.vectors.raster import renders
 from ldm.svg.autoencoder import VectorAutoencoder
-from ldm.svg.drawing import BOX, Drawing
+from ldm.svg.drawing import BOX, Drawing, to_svg
 from ldm.svg.geometry import area, flattened
-from ldm.svg.sequences import CLOSE, CLOSE_CURVE, END, KINDS, MOVE, USED, decode_commands
+from ldm.svg.parsing import parse
+from ldm.svg.sequences import CLOSE, CLOSE_CURVE, END, KINDS, MOVE, USED, decode_commands, encode_commands, length
 
 # --- reconstruction ---------------------------------------------------------------------------------------------------
 
@@ -81,6 +82,22 @@ def valid(sequence: Tensor, stroke: float | None) -> bool:
         return False
     paths = decode_commands(sequence, stroke).paths
     return stroke is not None or abs(sum(area(flattened(path)) for path in paths)) > 0.001 * BOX**2
+
+
+def round_trip(drawing: Drawing) -> float:
+    """Returns how far the coordinates of a drawing move from SVG text to a sequence and back to SVG text.
+
+    In units of the box; infinity if a command changes.
+    """
+    text = to_svg(drawing)
+    before = parse(text)
+    after = parse(to_svg(decode_commands(encode_commands(before, length(before)), before.stroke)))
+    if [length(d) for d in (before, after)] != [length(drawing)] * 2:
+        return math.inf
+    one, other = (encode_commands(d, length(drawing)) for d in (drawing, after))
+    if not torch.equal(one[:, :KINDS], other[:, :KINDS]):
+        return math.inf
+    return (one - other).abs().max().item() * (BOX / 2)
 
 
 def chamfer(one: Drawing, other: Drawing) -> float:

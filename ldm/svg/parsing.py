@@ -15,8 +15,10 @@ import svgelements
 from ldm.svg.drawing import BOX, Drawing, Point, Segment, Subpath
 from ldm.svg.geometry import oriented
 
-LONGEST = 200_000  # characters of an SVG text
+LONGEST = 100_000  # characters of an SVG text
+MOST = 2000  # commands of a path, and letters of a transform
 DEEPEST = 50  # elements within each other
+MOST_PATHS = 100  # of a shape with the even-odd rule, of which each is sought within all others
 FARTHEST = 1e6  # units from the origin
 SNAP = 0.005  # units of the box: a path that ends so near its start is back at it
 NAMESPACE = "http://www.w3.org/2000/svg"
@@ -161,6 +163,8 @@ def painted(element: Element, style: Style) -> Iterator[tuple[list[Subpath], flo
             raise ValueError("a shape both filled and stroked: a drawing is one or the other")
         if filled:
             paths = list(connected(outline, style.matrix, filled=True))
+            if style.fill_rule == "evenodd" and len(paths) > MOST_PATHS:
+                raise ValueError(f"a shape of {len(paths)} paths with the even-odd rule: at most {MOST_PATHS} are read")
             yield oriented(paths) if style.fill_rule == "evenodd" else paths, None
         elif stroked and (width := width_of(style)) > 0:
             yield list(connected(outline, style.matrix, filled=False)), width
@@ -208,6 +212,8 @@ def path_of(data: str) -> svgelements.Path:
     """Returns parsed path data. Raises ValueError for what is none."""
     if not data.strip() or data == "none":
         return svgelements.Path()
+    if sum(map(str.isalpha, data)) > MOST or len(re.findall(NUMBER, data)) > 6 * MOST:
+        raise ValueError(f"a path of more than {MOST} commands")
     if not PATH_DATA.fullmatch(data):
         raise ValueError(f"damaged path data {data[:50]!r}")
     try:
@@ -218,7 +224,7 @@ def path_of(data: str) -> svgelements.Path:
 
 def transform(text: str) -> svgelements.Matrix:
     """Returns the matrix of a transform attribute. Raises ValueError for what is none."""
-    if not TRANSFORM.fullmatch(text):
+    if len(text) > MOST or not TRANSFORM.fullmatch(text):
         raise ValueError(f"damaged transform {text[:50]!r}")
     try:
         return svgelements.Matrix(text)

@@ -26,7 +26,18 @@ VERBS = sorted(  # by their modules: every config of a verb is named by its modu
 
 
 def test_verbs() -> None:
-    known = {"ablate", "convert", "data.reference", "demo", "evaluate", "findings", "gallery", "report", "sample"}
+    known = {
+        "ablate",
+        "convert",
+        "data.drawings",
+        "data.reference",
+        "demo",
+        "evaluate",
+        "findings",
+        "gallery",
+        "report",
+        "sample",
+    }
     assert {*known, "scorecard", "subset", "train", "visualize"} <= set(VERBS)
 
 

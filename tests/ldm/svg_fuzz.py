@@ -47,7 +47,7 @@ HOSTILE = [
     f'{HEAD}<path d="M0 0h9v9z" style="fill: URL(file://{FILE})"/></svg>',
     f"{HEAD}<foreignObject><iframe src='{HOST}'/></foreignObject></svg>",
     f'{HEAD}<animate attributeName="d" to="M0 0"/></svg>',
-    f'{HEAD}<text>{"a" * 1000}</text></svg>',
+    f"{HEAD}<text>{'a' * 1000}</text></svg>",
     HEAD + "<g>" * 30_000,
     f'{HEAD}<path d="M0 0{"h1v1" * 24_000}z"/></svg>',
     f'{HEAD}<path d="M0 0{"a1 1 0 0 1 1 1" * 7_000}z"/></svg>',
@@ -74,7 +74,26 @@ HOSTILE = [
     "not an svg",
     "<html/>",
 ]
-ODD = ["", "-", "1e999", "nan", "inf", "0", "-1", "9" * 400, "1e-400", "%", "5%", "2em", "none", "url(#a)", "\n", "é", "M", "z"]
+ODD = [
+    "",
+    "-",
+    "1e999",
+    "nan",
+    "inf",
+    "0",
+    "-1",
+    "9" * 400,
+    "1e-400",
+    "%",
+    "5%",
+    "2em",
+    "none",
+    "url(#a)",
+    "\n",
+    "é",
+    "M",
+    "z",
+]
 
 
 def case(number: int, seed: int) -> str:

@@ -81,9 +81,7 @@ class VectorAutoencoder(nn.Module):
         A latent's mean is the sequence's principal components, each divided by the root of its standard deviation: the
         large ones stay the large ones, the small ones rise above the noise of q. Both MLPs begin by saying nothing.
         """
-        flat = sequences.flatten(
-            1
-        ).double()  # in float32 the many zeros of numbers that no drawing uses do not converge
+        flat = sequences.flatten(1).double()  # in float32 the many numbers that are always zero do not converge
         centre = flat.mean(dim=0)
         covariance = (flat - centre).T @ (flat - centre) / len(flat)
         variances, directions = torch.linalg.eigh(covariance)

@@ -25,10 +25,10 @@ test: setup
 test-full: setup
 	$(PY) -m pytest -m '(slow or not slow) and not browser'
 
-# adds the pages of studies with raters in a headless Chromium, which has to be installed
+# adds the pages of studies with raters, and of the arena, in a headless Chromium, which has to be installed
 test-browser: setup
 	$(PY) -m uv pip install --python $(PY) -c constraints.txt -e '.[browser]'
-	$(PY) -m pytest -m browser tests/rating
+	$(PY) -m pytest -m browser tests/rating tests/tournament
 
 lint: setup
 	$(PY) -m ruff check .

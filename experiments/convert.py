@@ -22,13 +22,13 @@ def main(cfg: DictConfig) -> None:
         if path.exists():
             raise UserError(f"{path}: exists already and is not overwritten")
 
-    model = build.model(cfg.model, torch.device("cpu"), cfg.dtype)
+    model, dtype = build.model(cfg.model, torch.device("cpu"), cfg.dtype), build.DTYPES[cfg.dtype]
     if cfg.format == "diffusers":
         shard_bytes = None if cfg.max_shard_mb is None else int(cfg.max_shard_mb * 1e6)
-        write_folder(model, out, shard_bytes)
+        write_folder(model, out, shard_bytes, dtype)
         print(f"{out}: use it with model=file model.path={out}")
     else:
-        write_file(model, out)
+        write_file(model, out, dtype)
         with atomically(settings) as temporary:
             temporary.write_text(to_yaml(model.config))
         print(f"{out}: use it with model=file model.path={out} model.config={settings}")

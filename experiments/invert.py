@@ -27,12 +27,13 @@ def main(cfg: DictConfig) -> None:
     if cfg.sampler._target_ != "samplers.ddim" or cfg.sampler.eta != 0:
         raise UserError("inversion undoes DDIM's steps, with no noise added: sampler=ddim sampler.eta=0")
     model = build.picture_model(cfg.model, build.device(cfg.device), cfg.dtype)
+    build.tell_dtype(model)
     steps = build.steps(cfg.sampler, model.config.schedule)
     size = build.size(model, cfg.height, cfg.width)
     picture = read_picture(Path(cfg.image), *size)
 
     with torch.no_grad():
-        x_0 = model.autoencoder.encode(picture.to(model.device, model.dtype))[0].float()
+        x_0 = model.autoencoder.encode(picture.to(model.device))[0].float()
     denoise = denoiser(model, str(cfg.prompt), str(cfg.negative_prompt), cfg.scale)
     x_T, again = inverted(denoise, x_0, steps, cfg.refinements)
 

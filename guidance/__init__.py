@@ -7,12 +7,15 @@ from guidance.cdg import DegradedCondition
 from guidance.cfg import ClassifierFree
 from guidance.cfg_pp import CFGPlusPlus
 from guidance.cfg_zero import OptimizedScale
+from guidance.classifier import ClassifierGuided
+from guidance.clip import ClipGuided
 from guidance.composable import Composable, Part, PerpNeg
 from guidance.dynamic_threshold import DynamicThreshold
 from guidance.everywhere import AttentionTemperature, FreeU, SparseCross
 from guidance.fdg import FrequencyDecoupled
 from guidance.icg import IndependentCondition
 from guidance.interval import Interval
+from guidance.mambo import MagnitudeAware
 from guidance.mix import Linear, Mix
 from guidance.momentum import Momentum
 from guidance.multistage import Multistage, Stage
@@ -35,6 +38,8 @@ __all__ = [
     "Beta",
     "Branch",
     "ClassifierFree",
+    "ClassifierGuided",
+    "ClipGuided",
     "Composable",
     "ConditionAnnealed",
     "Cosine",
@@ -46,6 +51,7 @@ __all__ = [
     "IndependentCondition",
     "Interval",
     "Linear",
+    "MagnitudeAware",
     "CFGPlusPlus",
     "Mix",
     "Momentum",

@@ -207,12 +207,12 @@ class TransformerBlock(nn.Module):
 class SpatialTransformer(nn.Module):
     """Residual transformer over the patches of a feature map [B, C, h, w], told the condition's tokens."""
 
-    def __init__(self, channels: int, heads: int, text_width: int | None, linear_projection: bool, norm_groups: int):
+    def __init__(self, channels: int, heads: int, text_width: int | None, linear: bool, groups: int, depth: int = 1):
         super().__init__()
-        self.norm = GroupNorm(norm_groups, channels, eps=1e-6)
-        self.proj_in = Linear(channels, channels) if linear_projection else Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, heads, text_width)])
-        self.proj_out = Linear(channels, channels) if linear_projection else Conv2d(channels, channels, 1)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
+        self.proj_in = Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
+        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, text_width) for _ in range(depth))
+        self.proj_out = Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, condition: Condition, edits: AttentionEdits) -> Tensor:
         size = (x.shape[2], x.shape[3])

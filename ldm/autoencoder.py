@@ -114,7 +114,10 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Images [B, 3, H, W] in [-1, 1] to latents [B, latent_channels, h, w] of about unit variance, and back."""
+    """Images [B, 3, H, W] in [-1, 1] to latents [B, latent_channels, h, w] of about unit variance, and back.
+
+    Both are taken in any dtype, and computed in that of the weights.
+    """
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -126,9 +129,9 @@ class Autoencoder(nn.Module):
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance [B, latent_channels, h, w] of q(latent | image), both in latent units."""
-        mean, logvar = self.quant_conv(self.encoder(image)).chunk(2, dim=1)
+        mean, logvar = self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype))).chunk(2, dim=1)
         return mean * self.scale, logvar.clamp(-30.0, 20.0) + 2 * math.log(self.scale)
 
     def decode(self, latent: Tensor) -> Tensor:
         """Image [B, 3, H, W] of a latent, about in [-1, 1] and not clamped."""
-        return self.decoder(self.post_quant_conv(latent / self.scale))
+        return self.decoder(self.post_quant_conv(latent.to(self.quant_conv.weight.dtype) / self.scale))

@@ -24,6 +24,25 @@ class Span:
     stop: int
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What SDXL is told of a picture, in pixels (Podell et al. 2023, section 2.2).
+
+    target    its (height, width)
+    original  those of the picture that it was cropped from; None: its own
+    crop      (top, left) of the crop
+    """
+
+    target: tuple[int, int]
+    original: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All six, in the order in which they are told."""
+        return (*(self.original or self.target), *self.crop, *self.target)
+
+
 @dataclass(frozen=True, eq=False)
 class Condition:
     """The rows of a condition; what a model does not have is None.
@@ -71,6 +90,10 @@ def no_noise(key: str, shape: tuple[int, ...]) -> Tensor:
     raise ValueError("this guidance draws noise: make its conditions with noise=KeyedNoise(seeds)")
 
 
+def no_decoder(latents: Tensor) -> Tensor:
+    raise ValueError("this guidance looks at pictures: make its conditions by model.conditions")
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What a guidance may draw on.
@@ -79,9 +102,11 @@ class Conditions:
     encode          the condition of a prompt (shown to every image), of a list of prompts, one per image
     noise           noise(key, shape) -> standard normal [B, *shape], a pure stream of each image's own; the key holds
                     the guidance's name and step.i (`samplers.KeyedNoise`)
+    decode          pictures [B, 3, H, W], about in [-1, 1], of latents, through which gradients go
     """
 
     cond: Condition
     negative: Condition
     encode: Callable[[str | Sequence[str]], Condition]
     noise: Callable[[str, tuple[int, ...]], Tensor] = no_noise
+    decode: Callable[[Tensor], Tensor] = no_decoder

@@ -17,6 +17,7 @@ class UNetConfig:
     vector_width: int = 0  # of a vector added to the time embedding; 0: none
     linear_projection: bool = False  # projections around a transformer: linear (SD 2) or 1x1 convolutions (SD 1)
     norm_groups: int = 32
+    depth: tuple[int, ...] = ()  # blocks of each transformer, level by level; (): one
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class AutoencoderConfig:
     blocks_per_level: int = 2
     norm_groups: int = 32
     scale: float = 0.18215  # latents are multiplied by it, so that they have about unit variance
+    overflows: bool = False  # its activations overflow float16: it works in float32 there (force_upcast)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class VectorAutoencoderConfig:
 
 @dataclass(frozen=True)
 class TextEncoderConfig:
-    """CLIP text transformer. `layers` counts those that are run: 23 of OpenCLIP-H's 24 in SD 2."""
+    """CLIP text transformer. `layers` counts those that are there: 23 of OpenCLIP-H's 24 in SD 2."""
 
     width: int = 768
     mlp_width: int = 3072
@@ -70,6 +72,8 @@ class TextEncoderConfig:
     context: int = 77
     activation: str = "quick_gelu"  # or "gelu", the exact one
     pad_id: int = 49407
+    penultimate: bool = False  # tokens are taken before the last layer and the final norm (SDXL)
+    projection: int = 0  # width of the pooled text, the projected last layer at the end token; 0: none
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ class ModelConfig:
     dit: DiTConfig = DiTConfig()
     drawings: VectorAutoencoderConfig = VectorAutoencoderConfig()
     stroke: float | None = None  # of drawings: the width of all lines, in units of their box; None: filled shapes
+    text_2: TextEncoderConfig | None = None  # a second encoder, whose tokens stand beside the first's (SDXL)
+    zeros_for_empty: bool = False  # of an empty prompt, tokens and pooled text are zeros
 
     @property
     def downscale(self) -> int:
@@ -143,4 +149,21 @@ SD2 = ModelConfig(  # 2.0 and 2.1: "-base" at 512 px predicts eps, the others at
     unet=UNetConfig(heads=(5, 10, 20, 20), text_width=1024, linear_projection=True),
     text=TextEncoderConfig(width=1024, mlp_width=4096, layers=23, heads=16, activation="gelu", pad_id=0),
     schedule=ScheduleConfig(prediction=""),
+)
+SDXL = ModelConfig(
+    unet=UNetConfig(
+        channels=(320, 640, 1280),
+        attention=(False, True, True),
+        heads=(5, 10, 20),
+        depth=(1, 2, 10),
+        text_width=2048,
+        vector_width=2816,
+        linear_projection=True,
+    ),
+    autoencoder=AutoencoderConfig(scale=0.13025, overflows=True),
+    text=TextEncoderConfig(penultimate=True),
+    text_2=TextEncoderConfig(1280, 5120, 32, 20, activation="gelu", pad_id=0, penultimate=True, projection=1280),
+    zeros_for_empty=True,
+    schedule=ScheduleConfig(ends_clean=True),
+    image_size=1024,
 )

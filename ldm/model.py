@@ -9,13 +9,13 @@ from torch import Tensor
 
 from ldm.autoencoder import Autoencoder
 from ldm.classes import ClassTable
-from ldm.condition import Condition, Conditions, Unfit, no_noise
+from ldm.condition import Condition, Conditions, Sizes, Unfit, no_noise
 from ldm.config import ModelConfig
 from ldm.dit import DiT
 from ldm.svg.autoencoder import VectorAutoencoder
 from ldm.svg.drawing import Drawing
-from ldm.text import TextEncoder, Tokenizer
-from ldm.unet import UNet
+from ldm.text import TextEncoder, TextEncoderPair, Tokenizer
+from ldm.unet import UNet, sinusoids
 
 DECODED_CELLS = 4 * 64 * 64  # of latents decoded at once: four pictures of 512 px
 
@@ -30,26 +30,29 @@ def autoencoder_of(config: ModelConfig) -> Autoencoder | VectorAutoencoder:
     return VectorAutoencoder(config.drawings) if config.latents == "drawings" else Autoencoder(config.autoencoder)
 
 
-def encoder_of(config: ModelConfig) -> TextEncoder | ClassTable | None:
+def encoder_of(config: ModelConfig) -> TextEncoder | TextEncoderPair | ClassTable | None:
     """Returns what turns prompts into conditions, with its initial weights."""
     if config.condition == "nothing":
         return None
-    return ClassTable(config.classes) if config.condition == "classes" else TextEncoder(config.text)
+    if config.condition == "classes":
+        return ClassTable(config.classes)
+    return TextEncoderPair(config.text, config.text_2) if config.text_2 else TextEncoder(config.text)
 
 
 @dataclass(frozen=True)
 class LatentDiffusion:
-    """The networks, in one dtype and on one device, and the numbers they were made with.
+    """The networks, on one device and in one dtype, and the numbers they were made with.
 
     unet          the network that denoises: a U-Net, or a diffusion transformer
     autoencoder   of images, or of vector drawings
     text_encoder  what turns a prompt into a condition: of a text, a table of classes whose names are the prompts, or
                   nothing, where the only prompt is ""
+    An autoencoder whose activations overflow float16 is in float32 beside networks in float16.
     """
 
     unet: UNet | DiT
     autoencoder: Autoencoder | VectorAutoencoder
-    text_encoder: TextEncoder | ClassTable | None
+    text_encoder: TextEncoder | TextEncoderPair | ClassTable | None
     config: ModelConfig
 
     @property
@@ -63,19 +66,36 @@ class LatentDiffusion:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the networks' weights."""
+        """Of the U-Net's weights."""
         return next(self.unet.parameters()).dtype
 
-    def condition(self, prompts: Sequence[str]) -> Condition:
-        """The U-Net's condition of each prompt: a text, cut to 77 tokens, or a class. Raises Unfit as `check_told`."""
+    def condition(self, prompts: Sequence[str], sizes: Sizes | None = None) -> Condition:
+        """The U-Net's condition of each prompt: a text, cut to 77 tokens, or a class. Raises Unfit as `check_told`.
+
+        sizes  of the picture, for networks that are told them; by default those of `config.image_size`
+        """
         self.check_told(prompts)
         if self.text_encoder is None:
             return Condition(spans=((),) * len(prompts))
         if isinstance(self.text_encoder, ClassTable):
             condition: Condition = self.text_encoder(self.text_encoder.ids(prompts).to(self.device))
             return condition
-        tokens = self.tokenizer(list(prompts))
-        return Condition(self.text_encoder(tokens.ids.to(self.device)), spans=tokens.spans)
+        read = self.tokenizer(list(prompts))
+        tokens, pooled = self.text_encoder.tokens_and_pooled(read.ids.to(self.device))
+        empty = torch.tensor([not prompt.strip() for prompt in prompts], device=self.device)[:, None]
+        if self.config.zeros_for_empty:
+            tokens = tokens.masked_fill(empty[:, :, None], 0)
+            pooled = None if pooled is None else pooled.masked_fill(empty, 0)
+        if pooled is None:
+            return Condition(tokens, spans=read.spans)
+        return Condition(tokens, torch.cat([pooled, self.told(sizes).expand(len(pooled), -1)], dim=1), spans=read.spans)
+
+    def told(self, sizes: Sizes | None) -> Tensor:
+        """What the U-Net's vector says of sizes: sinusoids [1, 6 x width] of its six numbers."""
+        assert self.config.text_2 is not None
+        numbers = (sizes or Sizes((self.config.image_size,) * 2)).numbers
+        width = (self.config.unet.vector_width - self.config.text_2.projection) // len(numbers)
+        return sinusoids(torch.tensor(numbers, device=self.device), width).reshape(1, -1)
 
     def check_told(self, prompts: Sequence[str]) -> None:
         """Raises Unfit for a prompt that the model cannot be told: a class that it does not know, or any at all."""
@@ -89,21 +109,24 @@ class LatentDiffusion:
         prompts: Sequence[str],
         negative: Sequence[str] | None = None,
         noise: Callable[[str, tuple[int, ...]], Tensor] = no_noise,
+        sizes: Sizes | None = None,
     ) -> Conditions:
         """What a guidance draws on, for a batch of images with these prompts.
 
         negative  negative prompts, one per image; empty by default
         noise     the images' own streams, for guidances that draw: samplers.KeyedNoise(seeds)
+        sizes     see `condition`
         """
 
         @lru_cache
         def encoded(texts: tuple[str, ...]) -> Condition:
-            return self.condition(texts)
+            return self.condition(texts, sizes)
 
         def encode(texts: str | Sequence[str]) -> Condition:
             return encoded((texts,) * len(prompts) if isinstance(texts, str) else tuple(texts))
 
-        return Conditions(encode(prompts), encode(negative or [""] * len(prompts)), encode, noise)
+        unlike = encode(negative or [""] * len(prompts))
+        return Conditions(encode(prompts), unlike, encode, noise, self.autoencoder.decode)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
         """(C, h, w) of the latent of an image, whose sides must be multiples of `config.size_multiple` pixels.
@@ -122,7 +145,7 @@ class LatentDiffusion:
         """Images [B, 3, H, W] in [0, 1] of latents [B, C, h, w]; in slices, for a large batch takes much memory."""
         assert isinstance(self.autoencoder, Autoencoder), "drawings are drawn by `draw`"
         slices = latents.split(max(DECODED_CELLS // latents[0, 0].numel(), 1))
-        image = torch.cat([self.autoencoder.decode(part.to(self.dtype)).float() for part in slices])
+        image = torch.cat([self.autoencoder.decode(part).float() for part in slices])
         return (image / 2 + 0.5).clamp(0, 1)
 
     def draw(self, latents: Tensor) -> list[Drawing]:

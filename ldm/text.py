@@ -99,8 +99,19 @@ class EncoderLayer(nn.Module):
         return x + self.fc2(h)
 
 
+END_ID = 49407  # of the token that ends a text, in CLIP's vocabulary
+
+
+def ends(ids: Tensor) -> Tensor:
+    """The positions [B] of the first end tokens."""
+    return (ids == END_ID).int().argmax(dim=1)
+
+
 class TextEncoder(nn.Module):
-    """CLIP's causal text transformer, ending in its final norm: ids [B, L] -> [B, L, D]."""
+    """CLIP's causal text transformer: ids [B, L] -> tokens [B, L, D].
+
+    The tokens leave it after the last layer and the final norm or, as in SDXL, before both (`penultimate`).
+    """
 
     def __init__(self, config: TextEncoderConfig):
         super().__init__()
@@ -109,9 +120,34 @@ class TextEncoder(nn.Module):
         self.position_embedding = Embedding(config.context, config.width)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers))
         self.final_layer_norm = nn.LayerNorm(config.width)
+        self.penultimate = config.penultimate
+        self.text_projection = Linear(config.width, config.projection, bias=False) if config.projection else None
 
     def forward(self, ids: Tensor) -> Tensor:
+        return self.tokens_and_pooled(ids)[0]
+
+    def tokens_and_pooled(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The tokens, and the pooled text [B, projection]: the last layer's at the end token, normed and projected."""
         x = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             x = layer(x)
-        return self.final_layer_norm(x)
+        if self.penultimate and self.text_projection is None:
+            return x, None
+        last = self.final_layer_norm(self.layers[-1](x))
+        at_end = last[torch.arange(len(ids), device=ids.device), ends(ids)]
+        return x if self.penultimate else last, self.text_projection(at_end) if self.text_projection else None
+
+
+class TextEncoderPair(nn.Module):
+    """SDXL's two encoders as one: the tokens of both side by side, and the pooled text of the second."""
+
+    def __init__(self, first: TextEncoderConfig, second: TextEncoderConfig):
+        super().__init__()
+        self.first, self.second = TextEncoder(first), TextEncoder(second)
+        self.pad_id = second.pad_id
+
+    def tokens_and_pooled(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of ids [B, L] that are padded as the first wants it: what follows the end token is the second's padding."""
+        after = torch.arange(ids.shape[1], device=ids.device) > ends(ids)[:, None]
+        tokens, pooled = self.second.tokens_and_pooled(ids.masked_fill(after, self.pad_id))
+        return torch.cat([self.first(ids), tokens], dim=-1), pooled

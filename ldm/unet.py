@@ -28,8 +28,17 @@ from ldm.config import UNetConfig
 from ldm.layers import Conv2d, GroupNorm, Linear, ResBlock
 
 
+def sinusoids(t: Tensor, width: int, shift: int = 0) -> Tensor:
+    """[B, width] of numbers t [B] in float32: cosines, then sines, at frequencies 1e4 ** (-i / (width / 2 - shift))."""
+    half = width // 2
+    slope = -math.log(10000.0) / (half - shift)
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * slope)
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
 class TimeEmbedding(nn.Module):
-    """[B, out] of timesteps t [B]: cosines, then sines, and two layers.
+    """[B, out] of timesteps t [B]: sinusoids, and two layers.
 
     Their frequencies are 1e4 ** (-i / (width / 2 - shift)), i from 0.
     """
@@ -41,11 +50,7 @@ class TimeEmbedding(nn.Module):
         self.linear_2 = Linear(out, out)
 
     def forward(self, t: Tensor) -> Tensor:
-        half = self.linear_1.in_features // 2
-        slope = -math.log(10000.0) / (half - self.shift)
-        frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * slope)
-        angles = t.float()[:, None] * frequencies
-        h = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
+        h = sinusoids(t, self.linear_1.in_features, self.shift).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(h)))
 
 
@@ -134,8 +139,9 @@ class UNet(nn.Module):
             return ResBlock(in_channels, out_channels, config.norm_groups, 1e-5, time_width)
 
         def transformer(i: int) -> nn.Module:
+            heads, depth = config.heads[i], config.depth[i] if config.depth else 1
             return SpatialTransformer(
-                c[i], config.heads[i], config.text_width, config.linear_projection, config.norm_groups
+                c[i], heads, config.text_width, config.linear_projection, config.norm_groups, depth
             )
 
         def transformers(i: int, count: int) -> list[nn.Module]:

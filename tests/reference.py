@@ -16,7 +16,7 @@ from ldm.autoencoder import Autoencoder
 from ldm.config import AutoencoderConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
 from ldm.files import names
 from ldm.files.config_files import to_diffusers
-from ldm.text import TextEncoder
+from ldm.model import encoder_of
 from ldm.unet import UNet
 
 TINY_SD1 = ModelConfig(
@@ -32,6 +32,23 @@ TINY_SD2 = ModelConfig(
     autoencoder=TINY_SD1.autoencoder,
     text=TextEncoderConfig(width=32, mlp_width=64, layers=2, heads=2, activation="gelu", pad_id=0),
     schedule=ScheduleConfig(prediction="v"),
+    image_size=32,
+)
+TINY_SDXL = ModelConfig(
+    unet=UNetConfig(
+        channels=(32, 64, 64),
+        attention=(False, True, True),
+        heads=(2, 4, 8),
+        depth=(1, 2, 3),
+        text_width=80,
+        vector_width=24 + 6 * 8,
+        linear_projection=True,
+    ),
+    autoencoder=AutoencoderConfig(channels=(32, 64), blocks_per_level=1, scale=0.13025, overflows=True),
+    text=TextEncoderConfig(32, 64, 3, 2, penultimate=True),
+    text_2=TextEncoderConfig(48, 96, 4, 4, activation="gelu", pad_id=0, penultimate=True, projection=24),
+    zeros_for_empty=True,
+    schedule=ScheduleConfig(ends_clean=True),
     image_size=32,
 )
 
@@ -69,10 +86,10 @@ def randomize(network: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def tiny_model(config: ModelConfig = TINY_SD1, seed: int = 0) -> LatentDiffusion:
-    networks = UNet(config.unet), Autoencoder(config.autoencoder), TextEncoder(config.text)
-    for i, network in enumerate(networks):
+    model = LatentDiffusion(UNet(config.unet), Autoencoder(config.autoencoder), encoder_of(config), config)
+    for i, network in enumerate(names.parts(model).values()):
         randomize(network, 3 * seed + i)
-    return LatentDiffusion(*networks, config)
+    return model
 
 
 def same_weights(a: LatentDiffusion, b: LatentDiffusion) -> bool:
@@ -99,11 +116,13 @@ def diffusers_vae(config: ModelConfig) -> nn.Module:
     return randomize(AutoencoderKL(**settings(config, "vae")), 11)
 
 
-def transformers_text(config: ModelConfig) -> nn.Module:
-    from transformers import CLIPTextConfig, CLIPTextModel
+def transformers_text(config: ModelConfig, part: str = "text_encoder") -> nn.Module:
+    import transformers
 
-    fields = {k: v for k, v in settings(config, "text_encoder").items() if k not in ("model_type", "architectures")}
-    return randomize(CLIPTextModel(CLIPTextConfig(**fields)), 12)
+    fields = settings(config, part)
+    (architecture,) = fields.pop("architectures")
+    del fields["model_type"]
+    return randomize(getattr(transformers, architecture)(transformers.CLIPTextConfig(**fields)), 12 + len(part))
 
 
 def adopt(ours: nn.Module, theirs: nn.Module, table: names.Table) -> nn.Module:
@@ -118,20 +137,29 @@ def adopt(ours: nn.Module, theirs: nn.Module, table: names.Table) -> nn.Module:
 
 def write_diffusers_folder(path: Path, config: ModelConfig, **save: Any) -> None:
     """A folder written by the save_pretrained of diffusers and transformers, with random weights."""
-    from diffusers import DDIMScheduler
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
     diffusers_unet(config).save_pretrained(path / "unet", **save)
     diffusers_vae(config).save_pretrained(path / "vae", **save)
-    transformers_text(config).save_pretrained(path / "text_encoder", **save)
-    DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        prediction_type={"eps": "epsilon", "v": "v_prediction"}[config.schedule.prediction],
-        steps_offset=1,
-        set_alpha_to_one=False,
-        clip_sample=False,
-    ).save_pretrained(path / "scheduler")
-    pad = {49407: "<|endoftext|>", 0: "!"}[config.text.pad_id]
-    (path / "tokenizer").mkdir()
-    (path / "tokenizer" / "special_tokens_map.json").write_text(json.dumps({"pad_token": pad}))
+    schedule = {
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "prediction_type": {"eps": "epsilon", "v": "v_prediction"}[config.schedule.prediction],
+        "steps_offset": 1,
+    }
+    if config.text_2 is None:
+        scheduler = DDIMScheduler(**schedule, set_alpha_to_one=False, clip_sample=False)
+    else:
+        scheduler = EulerDiscreteScheduler(**schedule, timestep_spacing="leading")
+    scheduler.save_pretrained(path / "scheduler")
+    if config.text_2 is not None:  # as published: Euler's method never looks at set_alpha_to_one
+        file = path / "scheduler" / "scheduler_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"set_alpha_to_one": False}))
+        (path / "model_index.json").write_text(json.dumps(to_diffusers(config)["model_index.json"]))
+    for text, suffix in ((config.text, ""), (config.text_2, "_2")):
+        if text is not None:
+            transformers_text(config, f"text_encoder{suffix}").save_pretrained(path / f"text_encoder{suffix}", **save)
+            pad = {49407: "<|endoftext|>", 0: "!"}[text.pad_id]
+            (path / f"tokenizer{suffix}").mkdir()
+            (path / f"tokenizer{suffix}" / "special_tokens_map.json").write_text(json.dumps({"pad_token": pad}))

@@ -1,6 +1,8 @@
 """Every yaml composes, and what it makes is what its class makes of the same arguments."""
 
 import inspect
+import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 import samplers
 from experiments.files import CONF
 from experiments.run import build
+from ldm.classifier import ClassifierConfig, LatentClassifier
 from ldm.config import ScheduleConfig
+from ldm.files.classifiers import write_classifier
 from ldm.files.reading import EMBEDDED
 
 
@@ -30,9 +34,21 @@ REQUIRED = {
 }
 
 
+@lru_cache
+def classifier() -> str:
+    """The override that names a classifier, which is in a folder."""
+    folder = Path(tempfile.mkdtemp()) / "classifier"
+    write_classifier(LatentClassifier(ClassifierConfig(("fish",), channels=(8,))), folder)
+    return f"guidance.classifier.path={folder}"
+
+
+def required(name: str) -> list[str]:
+    return [classifier()] if name == "classifier" else REQUIRED.get(name, [])
+
+
 @pytest.mark.parametrize("name", names("guidance"))
 def test_guidance_yaml_mirrors_its_constructor(name: str) -> None:
-    cfg = composed(f"guidance={name}", *REQUIRED.get(name, [])).guidance
+    cfg = composed(f"guidance={name}", *required(name)).guidance
     guidance = build.guidance(cfg)
     fields = inspect.signature(type(guidance)).parameters
     assert set(fields) == set(cfg) - {"_target_"}
@@ -45,8 +61,8 @@ def test_guidance_yaml_mirrors_its_constructor(name: str) -> None:
 @pytest.mark.parametrize("name", names("guidance"))
 def test_guidance_composes_inside_every_other(name: str) -> None:
     for outer in ("rescale", "interval", "multistage"):
-        required = REQUIRED.get(outer, []) + [r.replace("guidance.", "guidance.inner.") for r in REQUIRED.get(name, [])]
-        cfg = composed(f"guidance={outer}", f"guidance@guidance.inner={name}", *required).guidance
+        needed = required(outer) + [r.replace("guidance.", "guidance.inner.", 1) for r in required(name)]
+        cfg = composed(f"guidance={outer}", f"guidance@guidance.inner={name}", *needed).guidance
         steps = samplers.Schedule().steps(10)
         inner = build.guidance(cfg).inner
         assert type(inner).__name__ == cfg.inner._target_.removeprefix("guidance.")

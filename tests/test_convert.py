@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from reference import TINY_SD1, TINY_SD2, same_weights, tiny_model, write_diffusers_folder
+from reference import TINY_SD1, TINY_SD2, TINY_SDXL, same_weights, tiny_model, write_diffusers_folder
 from tiny import Outcome
 
 from ldm import load_model
 from ldm.files.writing import write_folder
 
-TINY = {"sd1": TINY_SD1, "sd2": TINY_SD2}
+TINY = {"sd1": TINY_SD1, "sd2": TINY_SD2, "sdxl": TINY_SDXL}
 
 
 @pytest.fixture

@@ -68,6 +68,7 @@ ORDER = (  # of the rooms of experiments: each imports from itself and from thos
     {"run"},
     {"attention", "metrics", "training"},
     {"studies", "sweeps", "rating", "benchmark"},
+    {"tournament"},
 )
 
 

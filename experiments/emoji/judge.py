@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from experiments.files import UserError, write
 from ldm.layers import GroupNorm
 
+NATURAL = "natural.json"  # beside a judge's weights: concept -> colour word -> its share in objects that have no tint
 WEIGHTS = Path(__file__).resolve().parents[2] / "ldm" / "weights" / "emoji_judge"
 
 
@@ -99,3 +100,12 @@ def load_judge(folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> Ju
     judge = Judge(JudgeConfig(**fields))
     judge.load_state_dict(load_file(folder / "model.safetensors"))
     return judge.float().to(device).eval().requires_grad_(False)
+
+
+def load_natural(folder: Path = WEIGHTS) -> dict[str, dict[str, float]] | None:
+    """Returns the colours that a judge sees in each concept as its styles draw it, the most of any style, 0 to 1.
+
+    None where they were not measured: `python -m experiments.data.natural` does.
+    """
+    file = folder / NATURAL
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

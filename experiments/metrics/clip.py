@@ -3,12 +3,16 @@
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from experiments.files import UserError, sha256
 from experiments.metrics import Unmeasurable
@@ -65,6 +69,39 @@ def load_folder(folder: Path) -> tuple[Any, Callable, str]:
     if "preprocess_cfg" not in json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8")):
         settings |= {"mean": (0.5,) * 3, "std": (0.5,) * 3}
     return network, image_transform_v2(PreprocessCfg(**settings), is_train=False), sha256(*files)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelClip:
+    """A CLIP as guidance.ClipGuided looks through it; mean and std are those of pixels in [0, 1]."""
+
+    network: nn.Module
+    tokenizer: Callable
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def images(self, pictures: Tensor) -> Tensor:
+        mean, std = (torch.tensor(value, device=pictures.device)[:, None, None] for value in (self.mean, self.std))
+        return F.normalize(self.network.encode_image((pictures / 2 + 0.5 - mean) / std).float(), dim=1)  # type: ignore[operator]
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        ids = self.tokenizer(list(prompts)).to(next(self.network.parameters()).device)
+        with torch.no_grad():
+            return F.normalize(self.network.encode_text(ids).float(), dim=1)  # type: ignore[operator]
+
+
+@lru_cache(maxsize=1)
+def pixel_clip(model: str | None = None, pretrained: str | None = None) -> PixelClip:
+    """Returns a CLIP for guidance: a folder's, or one of open_clip's by name; None is the embedded one.
+
+    Raises Unmeasurable where the weights are not to be had, and UserError for a name that there is not.
+    """
+    network, preprocess, tokenizer, _ = load_clip(model or str(EMBEDDED), pretrained, torch.device("cpu"))
+    (normalize,) = [part for part in preprocess.transforms if hasattr(part, "mean")]  # type: ignore[attr-defined]
+    size = network.visual.image_size
+    side = size if isinstance(size, int) else size[0]
+    return PixelClip(network.requires_grad_(False), tokenizer, side, tuple(normalize.mean), tuple(normalize.std))
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from urllib.error import URLError
 import torch
 import torch.nn.functional as F
 from hydra.utils import get_object
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,9 +21,10 @@ from experiments.emoji.judge import WEIGHTS as JUDGE
 from experiments.emoji.judge import Judge, JudgeOutput, load_judge
 from experiments.files import UserError, say, sha256
 from experiments.metrics import Bench, Unmeasurable, optional
+from experiments.metrics.clip import PAPERS, load_clip
 from experiments.metrics.folders import FinishedRun, Pictures, read, to_tensor
 
-EXTRACTORS = {name: f"experiments.metrics.features.{name.title()}Features" for name in ("inception", "judge")}
+EXTRACTORS = {name: f"experiments.metrics.features.{name.title()}Features" for name in ("inception", "judge", "clip")}
 PUBLISHED = "6726825d"  # the sha256 of torch-fidelity's Inception weights begins so
 
 
@@ -90,6 +92,21 @@ class JudgeFeatures:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         output = self.judge(judge_input(images.to(self.device), self.judge.config.image_size))
         return output.features, output.presence
+
+
+class ClipFeatures:
+    """The unit picture vectors of a CLIP: of open_clip's folder `weights`, or of ViT-g-14; it has no logits."""
+
+    def __init__(self, weights: Path | None, device: torch.device):
+        model, pretrained = (str(weights), None) if weights else PAPERS
+        self.network, self.preprocess, _, self.about = load_clip(model, pretrained, device)
+        self.device = device
+        self.warnings: list[str] = []
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pictures = [self.preprocess(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images]
+        seen = F.normalize(self.network.encode_image(torch.stack(pictures).to(self.device)).float(), dim=-1)
+        return seen, seen[:, :0]
 
 
 def judge_input(images: Tensor, side: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from experiments.emoji.judge import WEIGHTS, JudgeConfig, JudgeOutput, load_judge
+from experiments.emoji.judge import WEIGHTS, JudgeConfig, JudgeOutput, load_judge, load_natural
 from experiments.files import sha256
 from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.estimates import Estimate
@@ -17,6 +17,8 @@ from experiments.metrics.folders import FinishedRun
 # words that part an object's phrase from what stands before it
 BETWEEN = {"a", "an", "the", "and", "or", "of", "to", "in", "on", "at", "with", "by", "next", "beside", "above",
            "below", "behind", "under", "over", "near", "front", "left", "right", "background"}  # fmt: skip
+MOSTLY = 0.1  # the share of a colour from which on a concept has it by nature, so that no leak of it can be seen
+Natural = dict[str, dict[str, float]]  # concept -> colour word -> share, see `load_natural`
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class JudgeMetric:
     and of that colour before all others. all_found: of the pictures, those with all their objects; both: the same of
     those that ask for two or more; all_right: those with all their colours right, too. purity: of the objects that have
     a colour word and are found, how much is in that colour (its probability, mean over the object's pixels), so that
-    another's colour on a part of one tells; mean over pictures. found/CONCEPT: of the pictures that ask for it, those
+    another's colour on a part of one tells; mean over pictures. leak: of the objects without a colour word that are
+    found, how much is in the colour that is another's (its probability, as in purity, where the styles draw the concept
+    in other colours); mean over pictures, less is better. found/CONCEPT: of the pictures that ask for it, those
     where it is found.
     """
 
@@ -45,14 +49,14 @@ class JudgeMetric:
     @torch.inference_mode()
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
         folder = Path(self.weights) if self.weights else WEIGHTS
-        judge = load_judge(folder, bench.device)
+        judge, natural = load_judge(folder, bench.device), load_natural(folder)
         asked = [parse((self.prompt,) if self.prompt else texts, judge.config) for texts in run.texts]
         if not any(asked):
             raise Unmeasurable(f"no prompt names anything that the judge knows ({', '.join(judge.config.concepts)})")
         scores: list[dict[str, Any]] = []
         for i, output in judge_outputs(judge, run, bench):
             some = asked[i : i + bench.batch_size]
-            scores += [judged(output, b, objects, judge.config) for b, objects in enumerate(some)]
+            scores += [judged(output, b, objects, judge.config, natural) for b, objects in enumerate(some)]
 
         objects = [score["objects"] for score in scores]
         found = [sum(thing["found"] for thing in things) for things in objects]
@@ -62,7 +66,7 @@ class JudgeMetric:
         details = {}
         if any(coloured):
             details["colours"] = bench.bootstrap.ratio(right, coloured, run.captions)
-        for name in ("all_found", "both", "all_right", "purity"):
+        for name in ("all_found", "both", "all_right", "purity", "leak"):
             if any(score[name] is not None for score in scores):
                 details[name] = bench.bootstrap.mean([score[name] for score in scores], run.captions)
         for concept in judge.config.concepts:
@@ -102,7 +106,9 @@ def colour_word(phrase: list[str], colours: tuple[str, ...]) -> str | None:
     return None
 
 
-def judged(output: JudgeOutput, b: int, asked: list[Asked], config: JudgeConfig) -> dict[str, Any]:
+def judged(
+    output: JudgeOutput, b: int, asked: list[Asked], config: JudgeConfig, natural: Natural | None = None
+) -> dict[str, Any]:
     """Returns the scores of picture b of a batch, None where it was asked for nothing of the kind."""
     things: list[dict[str, Any]] = []
     for thing in asked:
@@ -112,10 +118,13 @@ def judged(output: JudgeOutput, b: int, asked: list[Asked], config: JudgeConfig)
         seen = config.colours[int(colours.argmax())]
         right = found and seen == thing.colour if thing.colour else None
         purity = colours[config.colours.index(thing.colour)].item() if thing.colour and found else None
+        others = alien(thing, asked, natural) if found and natural and not thing.colour else []
+        leak = max((colours[config.colours.index(word)].item() for word in others), default=None)
         told = {"concept": thing.concept, "colour": thing.colour, "found": found, "seen": seen, "right": right}
-        things.append({**told, "purity": purity})
+        things.append({**told, "purity": purity, "leak": leak})
     right_colours = [thing["right"] for thing in things if thing["right"] is not None]
     pure = [thing["purity"] for thing in things if thing["purity"] is not None]
+    leaks = [thing["leak"] for thing in things if thing["leak"] is not None]
     all_found = all(thing["found"] for thing in things) if things else None
     return {
         "value": sum(thing["found"] for thing in things) / len(things) if things else None,
@@ -124,8 +133,15 @@ def judged(output: JudgeOutput, b: int, asked: list[Asked], config: JudgeConfig)
         "both": all_found if len(things) > 1 else None,
         "all_right": all_found and all(right_colours) if things else None,
         "purity": sum(pure) / len(pure) if pure else None,
+        "leak": sum(leaks) / len(leaks) if leaks else None,
         "objects": things,
     }
+
+
+def alien(thing: Asked, asked: list[Asked], natural: Natural) -> list[str]:
+    """Returns the colours of other objects that this one does not have by nature."""
+    others = dict.fromkeys(other.colour for other in asked if other.colour and other is not thing)
+    return [colour for colour in others if natural[thing.concept][colour] < MOSTLY]
 
 
 def silent(asked: list[list[Asked]]) -> list[str]:

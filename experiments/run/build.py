@@ -15,14 +15,17 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from experiments.files import UserError, as_user_error
+from experiments.files import UserError, as_user_error, say
+from experiments.run.contents import modules_in
 from experiments.run.prompts import Prompt, suite
 from experiments.run.settings import check_arguments, written
 from guidance import Guidance, Stage
 from guidance.branch import plan
 from ldm import LatentDiffusion, load_model
 from ldm.attention import Edits
-from ldm.condition import Condition
+from ldm.autoencoder import Autoencoder
+from ldm.classifier import LatentClassifier
+from ldm.condition import Condition, Sizes
 from ldm.config import ModelConfig, ScheduleConfig
 from ldm.dit import DiT
 from ldm.unet import UNet
@@ -161,6 +164,7 @@ def machine(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
     """
     guides, draws = guidance(cfg.guidance), sampler(cfg.sampler)
     known = (load or loaded)(cfg)
+    check_classifiers(guides, known.model)
     through = steps(cfg.sampler, known.model.config.schedule)
     check_start(draws, through)
     return Machine(known.model, known.others, known.networks, guides, draws, through, cfg.get("max_batch"))
@@ -169,6 +173,7 @@ def machine(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
 def loaded(cfg: DictConfig) -> Loaded:
     """Loads the model and the further networks of a config. Raises UserError, or OSError of a file."""
     made = text_to_image(cfg.model, device(cfg.device), cfg.dtype)
+    tell_dtype(made)
     paths = {str(name): path for name, path in (cfg.get("networks") or {}).items() if path is not None}
     others = {name: another(made, f"networks.{name}", path) for name, path in paths.items()}
     networks = {name: predictor(one, cfg.get("compile", False)) for name, one in {"main": made, **others}.items()}
@@ -214,6 +219,21 @@ def picture_model(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDi
     return made
 
 
+def tell_dtype(model: LatentDiffusion) -> None:
+    """Says so where the autoencoder does not work in the dtype asked for."""
+    if isinstance(model.autoencoder, Autoencoder) and model.autoencoder.quant_conv.weight.dtype != model.dtype:
+        say("this model's autoencoder overflows float16: it works in float32")
+
+
+def check_classifiers(guidance: Guidance, model: LatentDiffusion) -> None:
+    """Puts the networks of a guidance on the model's device. Raises UserError for a classifier of other latents."""
+    for name, network in modules_in(guidance, "guidance").items():
+        network.to(model.device)
+        ours = model.config.autoencoder.latent_channels, model.config.autoencoder.scale
+        if isinstance(network, LatentClassifier) and (network.config.latent_channels, network.config.scale) != ours:
+            raise UserError(f"{name}: was trained on latents of another autoencoder than the model's")
+
+
 def another(model: LatentDiffusion, setting: str, path: str) -> LatentDiffusion:
     """Loads a second model beside `model`. Raises UserError unless it denoises the same latents of the same process."""
     with as_user_error(f"{setting}: "):
@@ -221,15 +241,15 @@ def another(model: LatentDiffusion, setting: str, path: str) -> LatentDiffusion:
     ours, theirs = model.config, made.config
     if replace(ours.schedule, prediction="") != replace(theirs.schedule, prediction=""):
         raise UserError(f"{setting}={path}: was trained on another noise schedule than the model")
-    if kind_of(ours) != kind_of(theirs):
+    if interface(ours) != interface(theirs):
         raise UserError(f"{setting}={path}: has other latents, or another width of text, than the model")
     return made
 
 
-def kind_of(config: ModelConfig) -> tuple[Any, ...]:
-    """What two models must share for the one to denoise what the other does: latents, and what they are told."""
-    told = {"text": config.unet.text_width, "classes": config.classes, "nothing": None}[config.condition]
-    return config.latents, config.latent_channels, config.in_channels, config.downscale, config.condition, told
+def interface(config: ModelConfig) -> tuple[Any, ...]:
+    """Returns the sizes of what a network takes, by which another fits beside it, and the kinds of it."""
+    told = config.classes if config.condition == "classes" else (config.unet.text_width, config.unet.vector_width)
+    return config.latents, config.latent_channels, config.downscale, config.in_channels, config.condition, told
 
 
 def predictor(model: LatentDiffusion, compile: bool = False) -> Predict:
@@ -319,3 +339,14 @@ def size(model: LatentDiffusion, height: int | None, width: int | None) -> tuple
     if model.config.latents == "drawings" and pixels[0] != pixels[1]:
         raise UserError(f"height={pixels[0]} width={pixels[1]}: the box of a drawing is square")
     return pixels
+
+
+def sizes(task: Mapping[str, Any] | None, model: LatentDiffusion, size: tuple[int, int]) -> Sizes:
+    """Returns what the model is told of the pictures' size. Raises UserError for settings that it cannot be told of."""
+    original, crop = ((task or {}).get(name) for name in ("original_size", "crop"))
+    told = Sizes(size, (original[0], original[1]) if original else None, (crop[0], crop[1]) if crop else (0, 0))
+    if model.config.text_2 is None and told != Sizes(size):
+        raise UserError("task.original_size and task.crop are told to SDXL alone: leave them out for this model")
+    if model.config.text_2 is not None and min(size) < 0.75 * model.config.image_size:
+        say(f"warning: pictures of {size[0]} x {size[1]} px: SDXL draws poorly far below {model.config.image_size} px")
+    return told

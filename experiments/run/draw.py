@@ -32,6 +32,7 @@ from experiments.vectors.raster import on_paper
 from guidance import Guidance, Stage, Unfit, guided
 from guidance.branch import name_of
 from ldm import LatentDiffusion
+from ldm.condition import Sizes
 from ldm.svg.drawing import to_svg
 from samplers import ImageNoise, KeyedNoise, Step
 from samplers.predict import Predict
@@ -46,6 +47,7 @@ class Job:
     settings  the config, less what no picture depends on
     contents  hashes of the files that it names, see `contents`
     size      height and width in pixels
+    sizes     the same and more, as models like SDXL are told of it
     stages    the prompts that the guidance shows, and for how many steps; None is the picture's own
     x_T       the first draws of all pictures [N, C, h, w], where a file gives them
     """
@@ -55,6 +57,7 @@ class Job:
     settings: dict[str, Any]
     contents: dict[str, str]
     size: tuple[int, int]
+    sizes: Sizes
     stages: list[Stage]
     x_T: Tensor | None
 
@@ -69,6 +72,7 @@ def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
     model = machine.model
     request = build.request(cfg, model.config.classes.names)
     size = build.size(model, request.height, request.width)
+    sizes = build.sizes(cfg.get("task"), model, size)
     check_memory(model, size, request.together)
     shape = len(request.pictures), *model.latent_shape(*size)
     x_T = None if request.noise is None else read_noise(request.noise, shape)
@@ -76,8 +80,8 @@ def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
     build.check_prompts(model, request.prompts, stages)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     kept = {key: value for key, value in config.items() if key not in ("logger", "shard")}
-    hashes = contents(request.prompts, request.noise, {"the model": model, **machine.others})
-    return Job(request, machine, kept, hashes, size, stages, x_T)
+    hashes = contents(request.prompts, request.noise, {"the model": model, **machine.others}, machine.guidance)
+    return Job(request, machine, kept, hashes, size, sizes, stages, x_T)
 
 
 # --- one batch --------------------------------------------------------------------------------------------------------
@@ -87,23 +91,23 @@ def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
 class Batch:
     """Pictures that are drawn together: their prompts and seeds, their first draws, and the stream of the later ones.
 
-    size   height and width in pixels
     x_T    [B, ...], standard normal
     noise  () -> the next draw [B, ...] of each picture's stream, for samplers that add noise
+    sizes  of the pictures, and what models like SDXL are told of them
     """
 
     prompts: list[Prompt]
     seeds: list[int]
-    size: tuple[int, int]
     x_T: Tensor
     noise: ImageNoise
+    sizes: Sizes
 
 
 def batch_of(job: Job, first: int, count: int) -> Batch:
     """Returns so many of a job's pictures, from the one at position `first` on."""
     pictures = job.request.pictures[first : first + count]
     prompts, seeds = [job.request.prompts[p] for p, _ in pictures], [seed for _, seed in pictures]
-    batch = from_seeds(job.machine.model, prompts, seeds, job.size)
+    batch = replace(from_seeds(job.machine.model, prompts, seeds, job.size), sizes=job.sizes)
     if job.x_T is None:
         return batch
     return replace(batch, x_T=job.x_T[first : first + count].to(job.machine.model.device))
@@ -112,7 +116,7 @@ def batch_of(job: Job, first: int, count: int) -> Batch:
 def from_seeds(model: LatentDiffusion, prompts: list[Prompt], seeds: list[int], size: tuple[int, int]) -> Batch:
     """Returns a batch whose first draws come from the seeds."""
     noise = ImageNoise(seeds, model.latent_shape(*size), model.device)
-    return Batch(prompts, seeds, size, noise(), noise)
+    return Batch(prompts, seeds, noise(), noise, Sizes(size))
 
 
 @torch.no_grad()
@@ -122,7 +126,8 @@ def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) ->
     Raises UserError, after the last step, if latents are not finite, and names the step at which they ceased to be.
     """
     texts, negative = [prompt.text or "" for prompt in batch.prompts], [prompt.negative for prompt in batch.prompts]
-    conditions = machine.model.conditions(texts, negative, KeyedNoise(batch.seeds, machine.model.device))
+    noise = KeyedNoise(batch.seeds, machine.model.device)
+    conditions = machine.model.conditions(texts, negative, noise, sizes=batch.sizes)
     denoise = guided(machine.networks, guidance or machine.guidance, conditions, machine.max_batch)
     finite = []
     try:
@@ -191,7 +196,7 @@ def draw_batch(
             observer.see(step, x_0)
     rows = sum(network.rows for network in counted.values())
     drawings = None if machine.model.config.latents == "images" else machine.model.draw(x_t)
-    images = machine.model.decode(x_t).cpu() if drawings is None else on_paper(drawings, batch.size[0])
+    images = machine.model.decode(x_t).cpu() if drawings is None else on_paper(drawings, batch.sizes.target[0])
     seen: list[Record] = [{} for _ in batch.seeds]
     for observer in observers:
         seen = [one | more for one, more in zip(seen, observer.done(images), strict=True)]
@@ -292,6 +297,7 @@ def with_own_prompt(stages: Sequence[Stage], prompt: Prompt) -> list[Stage]:
 def determined_by(job: Job, prompt: Prompt, seed: int) -> dict[str, Any]:
     """What a picture depends on, so that equal pictures are equal files: no path, device, time or neighbours."""
     asked, hashes = job.settings, {k: v for k, v in job.contents.items() if k != "prompts"}
+    told = {} if job.machine.model.config.text_2 is None else {"sizes": job.sizes.numbers}
     return {
         "prompt": prompt.text,
         "negative_prompt": prompt.negative,
@@ -299,9 +305,18 @@ def determined_by(job: Job, prompt: Prompt, seed: int) -> dict[str, Any]:
         "size": job.size,
         "model": {key: asked["model"][key] for key in ("name", "prediction", "ema")},
         "contents": hashes,
+        **told,
         "batch_size": None if job.request.deterministic else job.request.batch_size,
-        **{key: asked[key] for key in ("sampler", "guidance", "dtype", "max_batch", "compile", "deterministic")},
+        "guidance": without_paths(asked["guidance"]),
+        **{key: asked[key] for key in ("sampler", "dtype", "max_batch", "compile", "deterministic")},
     }
+
+
+def without_paths(settings: Any) -> Any:
+    """Settings without the paths of a guidance's networks, whose hashes are among the contents."""
+    if isinstance(settings, dict):
+        return {key: without_paths(value) for key, value in settings.items() if key != "path"}
+    return [without_paths(value) for value in settings] if isinstance(settings, list) else settings
 
 
 def read_noise(path: Path, shape: tuple[int, ...]) -> Tensor:

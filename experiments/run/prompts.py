@@ -12,14 +12,15 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from experiments.emoji.world import EmojiScenes, World
+from experiments.emoji.world import Atlas, EmojiScenes, World
 from experiments.files import CONF, UserError
+from experiments.run import geneval
 
 Record = dict[str, Any]
 
@@ -57,20 +58,52 @@ def suite(group: DictConfig, negative: str = "", classes: Sequence[str] = ()) ->
         return [Prompt(str(name), negative) for name in (group.classes or classes)[:count]]
     if "world" in group:
         return list(captions(group, negative))
+    if "geneval_seed" in group:
+        return [told(scene, negative) for scene in geneval.scenes(group.geneval_seed)[:count]]
     path = CONF / "prompts" / group.file if "file" in group else Path(group.path)
     return read_prompts(path, negative, count)
 
 
+def told(scene: geneval.Scene, negative: str) -> Prompt:
+    """Returns the prompt of a scene in GenEval's format."""
+    return Prompt(scene["prompt"], negative, objects=tuple(thing["class"] for thing in scene["include"]))
+
+
 def captions(group: DictConfig, negative: str) -> Iterator[Prompt]:
-    """Yields captions of held-out emoji scenes. A prompt's seed is its position, so equal captions differ in seed."""
-    world: Any = OmegaConf.to_container(OmegaConf.load(CONF / "world" / f"{group.world}.yaml"))
-    if not group.layouts or set(group.layouts) - world["layouts"].keys():
-        raise UserError(f"prompts.layouts={group.layouts}: must be some of {', '.join(world['layouts'])}")
-    kind = {"layouts": tuple(group.layouts), "tinted": group.tinted}
-    scenes = EmojiScenes(World(**world), {}, group.get("split", "held_out"), group.scenes_seed, **kind)
-    for index in range(group.count):
+    """Yields captions of held-out emoji scenes.
+
+    Of a suite of one kind a prompt's seed is its position, so equal captions differ in seed; of several kinds it is the
+    run's.
+    """
+    for position, (scenes, index) in enumerate(scenes_of(group, {})):
         caption, looks = scenes.caption(index)
-        yield Prompt(caption, negative, index, tuple(look.label for look in looks))
+        own = None if "kinds" in group else position
+        yield Prompt(caption, negative, own, tuple(look.label for look in looks))
+
+
+def scenes_of(group: DictConfig, atlas: Atlas) -> Iterator[tuple[EmojiScenes, int]]:
+    """Yields the scenes of a suite's captions: a set of scenes, and an index in it; of several kinds, one of each."""
+    world: Any = OmegaConf.to_container(OmegaConf.load(CONF / "world" / f"{group.world}.yaml"))
+    kinds = [of_kind(World(**world), atlas, group, kind) for kind in group.get("kinds", {"": group}).values()]
+    return islice(chain.from_iterable(zip(*kinds, strict=False)), group.count)
+
+
+def of_kind(world: World, atlas: Atlas, group: DictConfig, kind: DictConfig) -> Iterator[tuple[EmojiScenes, int]]:
+    """Yields the scenes of one kind: with these layouts, every object tinted or none, or so many of them coloured.
+
+    Of a suite of several kinds, whose prompts bring no seed, each caption comes once.
+    """
+    if not kind.layouts or set(kind.layouts) - world.layouts.keys():
+        raise UserError(f"prompts.layouts={kind.layouts}: must be some of {', '.join(world.layouts)}")
+    narrowed = {"layouts": tuple(kind.layouts), "tinted": kind.tinted}
+    scenes = EmojiScenes(world, atlas, group.get("split", "held_out"), group.scenes_seed, **narrowed)
+    coloured, known = kind.get("coloured"), set[str]()
+    for index in range(len(scenes)):
+        caption, looks = scenes.caption(index)
+        fits = coloured is None or sum(look.colour is not None for look in looks) == coloured
+        if fits and not ("kinds" in group and caption in known):
+            known.add(caption)
+            yield scenes, index
 
 
 def read_prompts(path: Path, negative: str = "", count: int | None = None) -> list[Prompt]:

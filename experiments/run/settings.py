@@ -50,6 +50,11 @@ def several(kind: Kind) -> Kind:
     return Kind(f"a list, each {kind.words}", lambda value: isinstance(value, list) and all(map(kind.fits, value)))
 
 
+def pair(kind: Kind) -> Kind:
+    fits = several(kind).fits
+    return Kind(f"two numbers [a, b], each {kind.words}", lambda value: fits(value) and len(value) == 2)
+
+
 def is_shard(value: Any) -> bool:
     match = re.fullmatch(r"(\d+)/([1-9]\d*)", str(value))
     return match is not None and int(match[1]) < int(match[2])
@@ -87,6 +92,10 @@ SETTINGS = {
     "compile": FLAG,
     "deterministic": FLAG,
     "networks": GROUP | NULL,
+    # what a task adds
+    "task.name": one_of("text", "image"),
+    "task.original_size": pair(COUNT) | NULL,
+    "task.crop": pair(whole(0)),
     # the model, the sampler and the logger
     "model.name": WORDS,
     "model.path": WORDS,
@@ -154,6 +163,21 @@ SETTINGS = {
     "score": WORDS,
     "percentiles": LIST,
     "around": COUNT,
+    # the arena
+    "clip_model": WORDS | NULL,
+    "only": several(WORDS) | NULL,
+    "draw": FLAG,
+    "methods": GROUP,
+    "tuning": GROUP,
+    "best_by": GROUP,
+    "table": GROUP,
+    "frontier": GROUP,
+    "league.name": WORDS,
+    "league.prompts": COUNT,
+    "league.knob_prompts": COUNT | NULL,
+    "league.tuning_prompts": COUNT,
+    "league.curve": several(number(0)),
+    "league.pictures": COUNT,
     # studies with human raters
     "runs": several(WORDS),
     "labels": several(WORDS) | NULL,

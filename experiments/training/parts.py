@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from experiments.emoji.judge import Judge, JudgeConfig, JudgeOutput, save_judge
 from experiments.emoji.truth import device_of, judge_scores, psnr
 from experiments.emoji.world import Batch, EmojiScenes, batch_of, first_images, settings_of
-from experiments.files import UserError, write
+from experiments.files import UserError, as_user_error, write
 from experiments.pictures import sheet, to_image
 from experiments.training.tokens import WorldTable, tokens_of
 from guidance import ClassifierFree, guided
@@ -25,6 +25,8 @@ from ldm.condition import Condition
 from ldm.config import AutoencoderConfig, ModelConfig, ScheduleConfig, TextEncoderConfig, UNetConfig
 from ldm.files import names
 from ldm.files.config_files import to_diffusers
+from ldm.files.reading import read_autoencoder
+from ldm.files.tensors import tensors_in
 from ldm.files.writing import write_folder, write_shards
 from ldm.text import TextEncoder, Tokenizer
 from ldm.unet import UNet
@@ -313,7 +315,13 @@ def initialise(unet: UNet) -> None:
 
 @torch.no_grad()
 def load_autoencoder(path: Path, scenes: EmojiScenes) -> tuple[Autoencoder, AutoencoderConfig]:
-    """Returns a trained autoencoder (its EMA weights, frozen) whose scale gives the scenes' latents unit variance."""
+    """Returns a trained autoencoder, frozen, whose scale gives the scenes' latents unit variance.
+
+    path  a checkpoint, of which the EMA weights are taken, or the folder that was written of it
+    """
+    if path.is_dir():
+        with as_user_error():
+            return read_autoencoder(path)
     checkpoint = read_checkpoint(path, "autoencoder")
     config = AutoencoderConfig(**settings_of(checkpoint["recipe"]["part"]["autoencoder"]))
     autoencoder = Autoencoder(config).to(memory_format=torch.channels_last)
@@ -332,13 +340,29 @@ def unit_variance_scale(autoencoder: Autoencoder, config: AutoencoderConfig, sce
 
 
 def load_text_tower(path: Path) -> tuple[TextEncoderConfig, dict[str, Tensor]]:
-    """Returns the text tower of a trained CLIP (its EMA weights) as a TextEncoder's configuration and weights."""
-    checkpoint = read_checkpoint(path, "clip")
-    text = checkpoint["recipe"]["part"]["text"]
+    """Returns the text tower of a trained CLIP as a TextEncoder's configuration and weights.
+
+    path  a checkpoint, of which the EMA weights are taken, or the folder that was written of it
+    """
+    if path.is_dir():
+        text, found = read_clip(path)
+    else:
+        checkpoint = read_checkpoint(path, "clip")
+        text, found = checkpoint["recipe"]["part"]["text"], checkpoint["ema"]
     width = text["width"]
     config = TextEncoderConfig(width, 4 * width, text["layers"], text["heads"], activation="gelu", pad_id=PAD_ID)
     weights = {}
     for name in TextEncoder(config).state_dict():
         source = names.open_clip_source(name)
-        weights[name] = checkpoint["ema"][source.key.removeprefix(names.OPENCLIP)].chunk(source.parts)[source.part]
+        weights[name] = found[source.key.removeprefix(names.OPENCLIP)].chunk(source.parts)[source.part]
     return config, weights
+
+
+def read_clip(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the text settings and the weights, in float32, of a folder in open_clip's layout."""
+    file = folder / "open_clip_config.json"
+    if not file.is_file():
+        raise UserError(f"no CLIP in {folder}: there is no {file.name}")
+    shards = sorted(folder.glob("open_clip_model*.safetensors"))
+    weights = {name: tensor.float() for shard in shards for name, tensor in tensors_in(shard).items()}
+    return json.loads(file.read_text())["model_cfg"]["text_cfg"], weights

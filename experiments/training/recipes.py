@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from omegaconf import DictConfig
 
 from experiments.emoji.world import EmojiScenes, World, load_atlas, settings_of
+from experiments.training.classifier import ClassifierPart
 from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
 from experiments.training.vector_dit import DiTPart
 from experiments.training.vector_parts import VectorAutoencoderPart, VectorJudgePart
@@ -49,6 +50,8 @@ def build_part(cfg: DictConfig, examples: Any) -> Part:
             return ClipPart(cfg.part, examples)
         case "world", "judge":
             return JudgePart(cfg.part, examples)
+        case "world", "classifier":
+            return ClassifierPart(cfg.part, examples)
         case "world", "unet":
             return UNetPart(cfg.part, examples, Path(cfg.autoencoder), Path(cfg.clip))
         case "drawings", "autoencoder":

@@ -15,6 +15,7 @@ from ldm.config import (
     SD1,
     SD1_INPAINTING,
     SD2,
+    SDXL,
     AutoencoderConfig,
     ModelConfig,
     ScheduleConfig,
@@ -22,8 +23,21 @@ from ldm.config import (
     UNetConfig,
 )
 from ldm.files.messages import one_line, quoted
-from ldm.files.names import CLIP, OPENCLIP, OWN, UNET, part_names
-from ldm.files.rules import LEVELS, RULES, SIZE, check, from_fields, one_of, several, whole
+from ldm.files.names import (
+    AUTOENCODER,
+    CLIP,
+    CLIP_XL,
+    OPENCLIP,
+    OPENCLIP_XL,
+    OWN,
+    TEXT_2,
+    TOLD_BY,
+    UNET,
+    V_PRED,
+    ZERO_SNR,
+    networks_of,
+)
+from ldm.files.rules import FLAG, LEVELS, RULES, SIZE, Rule, check, from_fields, one_of, several, whole
 
 Json = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]  # of the tensors in a file
@@ -91,11 +105,15 @@ UNET_ALWAYS = {
     "conv_out_kernel": 3, "downsample_padding": 1, "dropout": 0.0, "flip_sin_to_cos": True, "freq_shift": 0,
     "mid_block_scale_factor": 1, "mid_block_type": "UNetMidBlock2DCrossAttn", "norm_eps": 1e-5,
     "resnet_out_scale_factor": 1.0, "resnet_time_scale_shift": "default", "time_embedding_type": "positional",
-    "transformer_layers_per_block": 1,
 }
-UNET_KNOWN = {*UNET_FIELDS.values(), "down_block_types", "up_block_types", "sample_size", "upcast_attention"}
-CLASS_VECTOR = {"class_embed_type": "projection"}  # a vector through two layers, added to the time embedding
-CLASS_VECTOR_WIDTH = "projection_class_embeddings_input_dim"
+UNET_KNOWN = {
+    *UNET_FIELDS.values(), "down_block_types", "up_block_types", "sample_size", "upcast_attention",
+    "transformer_layers_per_block",
+}
+VECTOR_WIDTH = "projection_class_embeddings_input_dim"  # of what goes through two layers and is added to the time
+CLASS_VECTOR = {"class_embed_type": "projection"}  # says that this is a class
+TOLD_SIZES = {"addition_embed_type": "text_time"}  # or SDXL's pooled text and six sizes
+SIZE_WIDTH = "addition_time_embed_dim"
 VAE_ALWAYS = {"act_fn": "silu", "mid_block_add_attention": True, "use_post_quant_conv": True, "use_quant_conv": True}
 VAE_KNOWN = {*VAE_FIELDS.values(), "out_channels", "down_block_types", "up_block_types", "sample_size", "force_upcast"}
 ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -145,33 +163,38 @@ def to_json_fields(config: Any, table: Mapping[str, str]) -> dict[str, Any]:
     return {table[name]: WORDS[name][value] if name in WORDS else value for name, value in values.items()}
 
 
-def from_diffusers(jsons: Mapping[str, Json], pad_id: int | None, where: str) -> ModelConfig:
+def from_diffusers(jsons: Mapping[str, Json], pad_ids: Mapping[str, int | None], where: str) -> ModelConfig:
     """Returns the config in a folder's JSON files, which are given by their paths in it: diffusers', or ours.
 
-    pad_id  of the padding token that the tokenizer's files name; None if they name none
+    pad_ids  of the padding token that the tokenizer's files name, by text encoder; None if they name none
 
     Raises ValueError for what is missing, beyond our networks, or outside its rule.
     """
     parts = {name.removesuffix("/config.json"): data for name, data in jsons.items() if name.endswith("/config.json")}
+    texts = {part: text_from_diffusers(parts[part], pad_id, f"{where}/{part}") for part, pad_id in pad_ids.items()}
     settings: dict[str, Any] = own_settings(jsons.get("model_index.json", {}), where)
     for part, default in OWN.items():
         if part in parts:
             data = {key: value for key, value in parts[part].items() if not key.startswith("_")}
             settings[part] = from_fields(default(), data, f"{where}/{part}")
-    if "text_encoder" in parts:
-        settings["text"] = text_from_diffusers(parts["text_encoder"], pad_id, f"{where}/text_encoder")
     if "vae" in parts:
         settings["autoencoder"] = autoencoder_from_diffusers(parts["vae"], f"{where}/vae")
     if "unet" in parts:
-        settings["unet"] = unet_from_diffusers(parts["unet"], f"{where}/unet")
+        settings["unet"] = unet_from_diffusers(parts["unet"], TEXT_2 in texts, f"{where}/unet")
         sample_size = 64 if parts["unet"].get("sample_size") is None else parts["unet"]["sample_size"]
         check("sample_size", sample_size, whole(1, 512), f"{where}/unet")
         settings["image_size"] = sample_size * 2 ** (len(settings["autoencoder"].channels) - 1)
-    schedule = schedule_from_diffusers(jsons["scheduler/scheduler_config.json"], f"{where}/scheduler")
-    return replace(ModelConfig(schedule=schedule), **settings)
+    config = ModelConfig(
+        condition=next((told for told, part in TOLD_BY.items() if part in parts), "nothing"),
+        text=texts.get("text_encoder", TextEncoderConfig()),
+        schedule=schedule_from_diffusers(jsons["scheduler/scheduler_config.json"], f"{where}/scheduler"),
+    )
+    config = replace(config, **settings)
+    return with_two_texts(config, texts[TEXT_2], jsons, where) if TEXT_2 in texts else config
 
 
-INDEXED = ("condition", "denoiser", "latents", "image_size", "stroke")  # fields of ours in the index of a folder
+OWN_MODEL = "LatentDiffusion"
+INDEXED = ("denoiser", "latents", "image_size", "stroke")  # fields of ours in the index of a folder
 
 
 def own_settings(index: Json, where: str) -> dict[str, Any]:
@@ -184,6 +207,27 @@ def own_settings(index: Json, where: str) -> dict[str, Any]:
     return found
 
 
+def with_two_texts(
+    config: ModelConfig, second: TextEncoderConfig, jsons: Mapping[str, Json], where: str
+) -> ModelConfig:
+    """Returns the config of a folder with a second text encoder, and what else is SDXL's alone."""
+
+    def setting(file: str, name: str, default: Any, rule: Rule) -> Any:
+        value = jsons.get(file, {}).get(name, default)
+        check(name, value, rule, f"{where}/{file.removesuffix('/config.json')}")
+        return value
+
+    overflows = setting("vae/config.json", "force_upcast", True, FLAG)
+    projection = setting(f"{TEXT_2}/config.json", "projection_dim", 512, SIZE)
+    return replace(
+        config,
+        autoencoder=replace(config.autoencoder, overflows=overflows),
+        text=replace(config.text, penultimate=True),
+        text_2=replace(second, penultimate=True, projection=projection),
+        zeros_for_empty=setting("model_index.json", "force_zeros_for_empty_prompt", True, FLAG),
+    )
+
+
 def block_types(data: Json, known: Collection[str], where: str) -> list[list[str]]:
     """Returns the types of the blocks, down and up. Raises ValueError for one that is not known."""
     settings = {name: data.get(name) or [] for name in ("down_block_types", "up_block_types")}
@@ -192,12 +236,13 @@ def block_types(data: Json, known: Collection[str], where: str) -> list[list[str
     return list(settings.values())
 
 
-def unet_from_diffusers(data: Json, where: str) -> UNetConfig:
+def unet_from_diffusers(data: Json, two_texts: bool, where: str) -> UNetConfig:
+    vector = TOLD_SIZES if two_texts else CLASS_VECTOR
     vector_width: Any = 0
-    if data.get("class_embed_type") == CLASS_VECTOR["class_embed_type"]:
-        vector_width = data.get(CLASS_VECTOR_WIDTH)
-        check(CLASS_VECTOR_WIDTH, vector_width, SIZE, where)
-        data = {key: value for key, value in data.items() if key not in (*CLASS_VECTOR, CLASS_VECTOR_WIDTH)}
+    if all(data.get(key) == value for key, value in vector.items()):
+        vector_width = data.get(VECTOR_WIDTH)
+        check(VECTOR_WIDTH, vector_width, SIZE, where)
+        data = {key: value for key, value in data.items() if key not in (*vector, VECTOR_WIDTH, SIZE_WIDTH)}
     refuse_unsupported(data, UNET_ALWAYS, UNET_KNOWN, where)
     down, up = block_types(data, ATTENTION, where)
     attention = [ATTENTION[block] for block in down]
@@ -206,7 +251,10 @@ def unet_from_diffusers(data: Json, where: str) -> UNetConfig:
     if isinstance(heads := data.get("attention_head_dim"), int):
         data = {**data, "attention_head_dim": [heads] * len(down)}
     found = from_json_fields(UNetConfig, data, UNET_FIELDS, DIFFUSERS_DEFAULTS, where)
-    return from_fields(UNetConfig(), {**found, "attention": attention, "vector_width": vector_width}, where)
+    depth = data.get("transformer_layers_per_block") or 1
+    found |= {"attention": attention, "vector_width": vector_width}
+    made = from_fields(UNetConfig(), {**found, "depth": [depth] * len(down) if type(depth) is int else depth}, where)
+    return replace(made, depth=()) if set(made.depth) == {1} else made
 
 
 def autoencoder_from_diffusers(data: Json, where: str) -> AutoencoderConfig:
@@ -246,52 +294,50 @@ def schedule_from_diffusers(data: Json, where: str) -> ScheduleConfig:
     )
 
 
-def schedule_to_diffusers(config: ScheduleConfig) -> dict[str, Any]:
+def schedule_to_diffusers(config: ScheduleConfig, two_texts: bool) -> dict[str, Any]:
     if config.kind == "flow":
         settings = {"_class_name": FLOW, **to_json_fields(config, FLOW_FIELDS)}
         return {key: value for key, value in settings.items() if value != FLOW_DEFAULTS["prediction_type"]}
+    if two_texts and config.ends_clean:  # as SDXL is published: Euler's method, which always ends so
+        settings = to_json_fields(config, SCHEDULE_FIELDS)
+        del settings["set_alpha_to_one"]
+        return {"_class_name": "EulerDiscreteScheduler", **settings}
     return {"_class_name": "DDIMScheduler", **to_json_fields(config, SCHEDULE_FIELDS), "clip_sample": False}
-
-
-OWN_MODEL = "LatentDiffusion"
 
 
 def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Returns the JSON files of a folder, by their paths in it: diffusers', with ours for what it does not have."""
-    writers = {"unet": unet_to_diffusers, "vae": vae_to_diffusers, "text_encoder": text_to_diffusers}
-    own = {part: {"_class_name": type(getattr(config, part)).__name__, **asdict(getattr(config, part))} for part in OWN}
-    parts = {part: writers[part](config) if part in writers else own[part] for part in part_names(config)}
-    schedule = schedule_to_diffusers(config.schedule)
-    return {
+    schedule = schedule_to_diffusers(config.schedule, config.text_2 is not None)
+    writers = {"unet": unet_to_diffusers, "vae": vae_to_diffusers}
+    networks = {
+        f"{part}/config.json": writers[part](config) if part in writers else own_to_json(getattr(config, part))
+        for part in networks_of(config)
+    }
+    files = {
         "model_index.json": model_index(config, schedule["_class_name"]),
-        **{f"{part}/config.json": settings for part, settings in parts.items()},
+        **networks,
+        **condition_to_diffusers(config),
         "scheduler/scheduler_config.json": schedule,
     }
+    return files if config.text_2 is None else two_texts_to_diffusers(config, config.text_2, files)
 
 
-def model_index(config: ModelConfig, scheduler: str) -> dict[str, Any]:
-    """Returns what names the pipeline: diffusers' Stable Diffusion, or our own with the fields that make it another."""
-    if set(part_names(config)) & OWN.keys() or config.condition == "nothing":
-        return {"_class_name": OWN_MODEL, **{name: getattr(config, name) for name in INDEXED}}
-    # fmt: off
-    return {
-        "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
-        "scheduler": ["diffusers", scheduler], "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"], "safety_checker": [None, None],
-        "feature_extractor": [None, None], "requires_safety_checker": False,
-    }
-    # fmt: on
+def own_to_json(config: Any) -> dict[str, Any]:
+    """Returns one of our configs as it is, for what diffusers does not have."""
+    return {"_class_name": type(config).__name__.removesuffix("Config"), **asdict(config)}
 
 
 def unet_to_diffusers(config: ModelConfig) -> dict[str, Any]:
     down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.unet.attention]
-    vector = {**CLASS_VECTOR, CLASS_VECTOR_WIDTH: config.unet.vector_width} if config.unet.vector_width else {}
+    vector: dict[str, Any] = {VECTOR_WIDTH: config.unet.vector_width} if config.unet.vector_width else {}
+    if config.condition == "classes" and vector:
+        vector |= CLASS_VECTOR
     # fmt: off
     return {
         "_class_name": "UNet2DConditionModel", **to_json_fields(config.unet, UNET_FIELDS), **vector,
         "sample_size": config.image_size // config.downscale, "down_block_types": down,
         "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
+        "transformer_layers_per_block": config.unet.depth or 1,
     }
     # fmt: on
 
@@ -307,19 +353,78 @@ def vae_to_diffusers(config: ModelConfig) -> dict[str, Any]:
     # fmt: on
 
 
-def text_to_diffusers(config: ModelConfig) -> dict[str, Any]:
+def text_to_diffusers(config: TextEncoderConfig) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPTextModel"],
+        "model_type": "clip_text_model",
+        **to_json_fields(config, TEXT_FIELDS),
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": config.pad_id,
+    }
+
+
+def two_texts_to_diffusers(
+    config: ModelConfig, second: TextEncoderConfig, files: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Returns the JSON files of SDXL, given what they have in common with those of other models."""
+    model, sizes = (
+        "CLIPTextModelWithProjection",
+        {
+            **TOLD_SIZES,
+            SIZE_WIDTH: (config.unet.vector_width - second.projection) // 6,
+        },
+    )
+    index = {key: value for key, value in files["model_index.json"].items() if "safety" not in key} | {
+        "_class_name": "StableDiffusionXLPipeline",
+        TEXT_2: ["transformers", model],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+        "force_zeros_for_empty_prompt": config.zeros_for_empty,
+        "image_encoder": [None, None],
+    }
+    return files | {
+        "model_index.json": index,
+        "unet/config.json": files["unet/config.json"] | sizes,
+        "vae/config.json": files["vae/config.json"] | {"force_upcast": config.autoencoder.overflows},
+        f"{TEXT_2}/config.json": text_to_diffusers(second)
+        | {"architectures": [model], "projection_dim": second.projection},
+    }
+
+
+def model_index(config: ModelConfig, scheduler: str) -> dict[str, Any]:
+    """Returns what names the pipeline: diffusers' Stable Diffusion, or our own with the fields that make it another."""
+    if config.condition != "text" or set(networks_of(config)) & OWN.keys():
+        own = {"_class_name": OWN_MODEL, **{name: getattr(config, name) for name in INDEXED}}
+        return own | ({"text_encoder": [None, None]} if config.condition == "nothing" else {})
     # fmt: off
     return {
-        "architectures": ["CLIPTextModel"], "model_type": "clip_text_model", **to_json_fields(config.text, TEXT_FIELDS),
-        "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": config.text.pad_id,
+        "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
+        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+        "safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False,
+        "scheduler": ["diffusers", scheduler], "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
     }
     # fmt: on
 
 
+def condition_to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
+    """Returns the JSON file, by its path, of what turns prompts into conditions; none for a model told nothing."""
+    if config.condition == "nothing":
+        return {}
+    if config.condition == "classes":
+        return {"classes/config.json": own_to_json(config.classes)}
+    return {"text_encoder/config.json": text_to_diffusers(config.text)}
+
+
 # --- single files -----------------------------------------------------------------------------------------------------
 
-FAMILIES = {(320, 4, 768): SD1, (320, 9, 768): SD1_INPAINTING, (320, 4, 1024): SD2}
-STRANGERS = {2048: "an SDXL model", 1280: "an SDXL refiner"}
+FAMILIES = {(320, 4, 768): SD1, (320, 9, 768): SD1_INPAINTING, (320, 4, 1024): SD2, (320, 4, 2048): SDXL}
+STRANGERS = {
+    (320, 9, 2048): "an SDXL inpainting model, which is not supported",
+    (384, 4, 1280): "an SDXL refiner, which is not supported: use the base model alone",
+}
+TO_K = "input_blocks.{}.1.transformer_blocks.0.attn2.to_k.weight"
+EDM_MARKERS = ("edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min")
 
 
 def family(shapes: Shapes, prediction: str | None, where: str) -> ModelConfig:
@@ -328,21 +433,44 @@ def family(shapes: Shapes, prediction: str | None, where: str) -> ModelConfig:
     prediction: the user's; SD 2 has one size for each, and its files do not tell them apart.
     """
     conv_in = shapes.get(UNET + "input_blocks.0.0.weight", ())
-    to_k = shapes.get(UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight", ())
     if len(conv_in) != 4:
         raise ValueError(
             f"{where}: no Stable Diffusion checkpoint: it has no {UNET}input_blocks.0.0.weight of a convolution, "
             f"but {one_line(', '.join(list(shapes)[:3]))}"
         )
-    signature = (conv_in[0], conv_in[1], to_k[1] if len(to_k) == 2 else 0)
+    first = [shape for i in (1, 4) if len(shape := shapes.get(UNET + TO_K.format(i), ())) == 2]  # SDXL's top has none
+    signature = (conv_in[0], conv_in[1], first[0][1] if first else 0)
+    if signature in STRANGERS:
+        raise ValueError(f"{where}: {STRANGERS[signature]}")
     if signature not in FAMILIES:
-        guess = STRANGERS.get(signature[2], "not of a family known here")
         raise ValueError(
-            f"{where}: {guess} ({signature[0]} channels, {signature[1]} input channels, text width {signature[2]}); "
-            "give its YAML as model.config"
+            f"{where}: not of a family known here ({signature[0]} channels, {signature[1]} input channels, "
+            f"text width {signature[2]}); give its YAML as model.config"
         )
     config = FAMILIES[signature]
+    if config is SDXL:
+        return fine_tune(shapes, where)
     return replace(config, image_size=768) if config is SD2 and prediction == "v" else config
+
+
+def fine_tune(shapes: Shapes, where: str) -> ModelConfig:
+    """Returns SDXL's config, or that of a fine-tune which says in empty tensors how it differs.
+
+    Raises ValueError for one of another process, and for a file of the U-Net alone.
+    """
+    edm = next((key for key in EDM_MARKERS if key in shapes), None)
+    if edm:
+        raise ValueError(f"{where}: {edm} marks an SDXL of the EDM process, which is not supported")
+    for what, prefix in (("autoencoder", AUTOENCODER), ("text encoder", CLIP_XL), ("text encoder", OPENCLIP_XL)):
+        if not any(key.startswith(prefix) for key in shapes):
+            raise ValueError(
+                f"{where}: no {what} in it ({prefix}*): SDXL draws with all of its networks; take a whole file"
+            )
+    prediction = "v" if V_PRED in shapes else "eps"
+    zero_snr = ZERO_SNR in shapes
+    spacing = "trailing" if zero_snr else SDXL.schedule.spacing  # no other begins where no signal is left
+    schedule = replace(SDXL.schedule, prediction=prediction, zero_terminal_snr=zero_snr, spacing=spacing)
+    return replace(SDXL, schedule=schedule)
 
 
 def text_from_shapes(shapes: Shapes, penultimate: bool, where: str) -> TextEncoderConfig:

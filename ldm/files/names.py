@@ -5,24 +5,39 @@ Our networks use the names of diffusers but for the few in DIFFUSERS, so that ta
 single files follow from the shapes of the networks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.config import AutoencoderConfig, ClassesConfig, DiTConfig, ModelConfig, UNetConfig, VectorAutoencoderConfig
 from ldm.model import LatentDiffusion
+from ldm.text import TextEncoderPair
 
 Table = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a parameter's values are: the tensor `key` of a file, or the `part`-th of `parts` equal ranges of rows."""
+    """Where a parameter's values are: the tensor `key` of a file, or the `part`-th of `parts` equal ranges of rows.
+
+    transposed  the file has rows where the network has columns
+    """
 
     key: str
     part: int = 0
     parts: int = 1
+    transposed: bool = False
+
+    def shape(self, parameter: Tensor) -> tuple[int, ...]:
+        """Returns the shape of the whole tensor in the file."""
+        rows, *rest = reversed(parameter.shape) if self.transposed else parameter.shape
+        return (self.parts * rows, *rest)
+
+    def values(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Returns the parameter's values in the file's tensor, in the parameter's shape."""
+        mine = tensor.chunk(self.parts)[self.part]
+        return (mine.mT if self.transposed else mine).reshape(shape)
 
 
 Sources = dict[str, Source]  # of the parameters of one network, by their names in it
@@ -41,12 +56,16 @@ STEMS = {  # of the files, by folder
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
+    "text_encoder_2": "model",
     "classes": "model",
     "dit": "model",
     "drawings": "model",
 }
 OWN = {"classes": ClassesConfig, "dit": DiTConfig, "drawings": VectorAutoencoderConfig}  # folders with fields of ours
+TEXT_2 = "text_encoder_2"  # SDXL's second
+TOLD_BY = {"text": "text_encoder", "classes": "classes"}  # folder of what makes a condition; of "nothing" there is none
 TEXT_PREFIX = "text_model."  # precedes the names of CLIPTextModel in most files
+PROJECTION = "text_projection.weight"
 
 DIFFUSERS: Table = [  # U-Net and autoencoder of a diffusers folder
     (".to_out.", ".to_out.0."),
@@ -75,31 +94,37 @@ TRANSFORMERS: Table = [  # CLIPTextModel
 
 def parts(model: LatentDiffusion) -> dict[str, nn.Module]:
     """Returns the networks by the names of their folders."""
-    networks = (model.unet, model.autoencoder, model.text_encoder)
-    folders = part_names(model.config)
-    return {name: network for name, network in zip(folders, networks, strict=False) if network is not None}
+    networks = dict[str, nn.Module](zip(networks_of(model.config), (model.unet, model.autoencoder), strict=True))
+    if isinstance(model.text_encoder, TextEncoderPair):
+        networks |= {"text_encoder": model.text_encoder.first, TEXT_2: model.text_encoder.second}
+    elif model.text_encoder is not None:
+        networks[TOLD_BY[model.config.condition]] = model.text_encoder
+    return networks
 
 
-def part_names(config: ModelConfig) -> list[str]:
-    """Returns the names of a model's folders: of the denoiser, of the autoencoder, of what it is told by, if any."""
-    told_by = {"text": ["text_encoder"], "classes": ["classes"], "nothing": []}
-    vae = "drawings" if config.latents == "drawings" else "vae"
-    return [config.denoiser, vae, *told_by[config.condition]]
+def networks_of(config: ModelConfig) -> tuple[str, str]:
+    """Returns the names of the folders of the denoiser and of the autoencoder."""
+    return config.denoiser, "drawings" if config.latents == "drawings" else "vae"
 
 
-def in_folder(model: LatentDiffusion, text_prefix: str = TEXT_PREFIX, old_vae: bool = False) -> dict[str, Sources]:
-    """Returns the place of each parameter in a diffusers folder, by part."""
-    tables: dict[str, tuple[str, Table]] = {
-        "unet": ("", DIFFUSERS_CLASS_VECTOR if model.config.condition == "classes" else DIFFUSERS),
-        "vae": ("", DIFFUSERS_OLD_VAE if old_vae else DIFFUSERS),
-        "text_encoder": (text_prefix, TRANSFORMERS),
+def in_folder(model: LatentDiffusion, bare: Collection[str] = (), old_vae: bool = False) -> dict[str, Sources]:
+    """Returns the place of each parameter in a diffusers folder, by part.
+
+    bare  text encoders whose names have no TEXT_PREFIX
+    """
+    tables: dict[str, Table] = {
+        "unet": DIFFUSERS_CLASS_VECTOR if model.config.condition == "classes" else DIFFUSERS,
+        "vae": DIFFUSERS_OLD_VAE if old_vae else DIFFUSERS,
+        "text_encoder": TRANSFORMERS,
+        TEXT_2: TRANSFORMERS,
+        **{part: [] for part in OWN},
     }
 
-    def sources(part: str, network: nn.Module) -> Sources:
-        prefix, table = tables.get(part, ("", []))
-        return {name: Source(prefix + rename(name, table)) for name in network.state_dict()}
+    def place(part: str, name: str) -> Source:
+        prefixed = tables[part] is TRANSFORMERS and part not in bare and name != PROJECTION
+        return Source((TEXT_PREFIX if prefixed else "") + rename(name, tables[part]))
 
-    return {part: sources(part, network) for part, network in parts(model).items()}
+    return {part: {name: place(part, name) for name in network.state_dict()} for part, network in parts(model).items()}
 
 
 # --- single files -----------------------------------------------------------------------------------------------------
@@ -107,6 +132,8 @@ def in_folder(model: LatentDiffusion, text_prefix: str = TEXT_PREFIX, old_vae: b
 UNET, AUTOENCODER = "model.diffusion_model.", "first_stage_model."  # prefixes of names in a single file
 COND_STAGE = "cond_stage_model."
 CLIP, OPENCLIP = f"{COND_STAGE}transformer.", f"{COND_STAGE}model."
+CLIP_XL, OPENCLIP_XL = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+V_PRED, ZERO_SNR = "v_pred", "ztsnr"  # empty tensors that mark fine-tunes of SDXL
 EMA = "model_ema.diffusion_model"
 
 OPEN_CLIP: Table = [  # q, k and v are thirds of one tensor, see `open_clip_source`
@@ -119,6 +146,7 @@ OPEN_CLIP: Table = [  # q, k and v are thirds of one tensor, see `open_clip_sour
     (".fc1.", ".mlp.c_fc."),
     (".fc2.", ".mlp.c_proj."),
     (".final_layer_norm.", ".ln_final."),
+    (".text_projection.weight", ".text_projection"),
 ]
 COMPVIS_RESNET: Table = [
     ("norm1", "in_layers.0"),
@@ -142,6 +170,8 @@ def compvis_unet(config: UNetConfig) -> Table:
     others: Table = [
         ("time_embedding.linear_1", "time_embed.0"),
         ("time_embedding.linear_2", "time_embed.2"),
+        ("add_embedding.linear_1", "label_emb.0.0"),
+        ("add_embedding.linear_2", "label_emb.0.2"),
         ("conv_in", "input_blocks.0.0"),
         ("mid_block.attentions.0", "middle_block.1"),
         ("conv_norm_out", "out.0"),
@@ -195,17 +225,17 @@ def ema_key(key: str) -> str:
     return EMA + key.removeprefix(UNET).replace(".", "")
 
 
-def open_clip_source(name: str) -> Source:
+def open_clip_source(name: str, prefix: str = OPENCLIP) -> Source:
     """Returns the place of a text encoder's parameter in OpenCLIP's layout."""
     part = next((i for i, proj in enumerate(("q_proj", "k_proj", "v_proj")) if f".{proj}." in name), None)
-    key = OPENCLIP + rename(name, OPEN_CLIP)
-    return Source(key) if part is None else Source(key, part, 3)
+    key = prefix + rename(name, OPEN_CLIP)
+    return Source(key, transposed=name == PROJECTION) if part is None else Source(key, part, 3)
 
 
 def in_single_file(model: LatentDiffusion, text_prefix: str, ema: bool = False) -> dict[str, Sources]:
     """Returns the place of each parameter in a single file, by part.
 
-    text_prefix  OPENCLIP, CLIP, or CLIP + TEXT_PREFIX
+    text_prefix  OPENCLIP, CLIP, or CLIP + TEXT_PREFIX; where there are two encoders, the file has a layout of its own
     ema          take the averaged copies of the U-Net's weights
     """
     unet_table, autoencoder_table = compvis_unet(model.config.unet), compvis_autoencoder(model.config.autoencoder)
@@ -214,18 +244,21 @@ def in_single_file(model: LatentDiffusion, text_prefix: str, ema: bool = False) 
         key = UNET + rename(name, unet_table)
         return Source(ema_key(key) if ema else key)
 
-    def text_source(name: str) -> Source:
-        return open_clip_source(name) if text_prefix == OPENCLIP else Source(text_prefix + rename(name, TRANSFORMERS))
+    def text_source(name: str, prefix: str) -> Source:
+        if prefix in (OPENCLIP, OPENCLIP_XL):
+            return open_clip_source(name, prefix)
+        return Source(prefix + rename(name, TRANSFORMERS))
 
+    networks = parts(model)
+    first = CLIP_XL + TEXT_PREFIX if TEXT_2 in networks else text_prefix
     source_of: dict[str, Callable[[str], Source]] = {
         "unet": unet_source,
         "vae": lambda name: Source(AUTOENCODER + rename(name, autoencoder_table)),
-        "text_encoder": text_source,
+        "text_encoder": lambda name: text_source(name, first),
+        TEXT_2: lambda name: text_source(name, OPENCLIP_XL),
         "classes": lambda name: Source(COND_STAGE + name),
     }
-    return {
-        part: {name: source_of[part](name) for name in network.state_dict()} for part, network in parts(model).items()
-    }
+    return {part: {name: source_of[part](name) for name in network.state_dict()} for part, network in networks.items()}
 
 
 # --- tensors that files carry and networks do not have ----------------------------------------------------------------
@@ -235,7 +268,7 @@ SCHEDULE_BUFFERS = {
     "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
     "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod",
     "posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
-    "logvar", "lvlb_weights",
+    "logvar", "lvlb_weights", "denoiser.sigmas", V_PRED, ZERO_SNR,
 }
 # fmt: on
 CONSTANTS = ("position_ids", "text_projection", "text_projection.weight", "logit_scale", "attn_mask")
@@ -256,6 +289,7 @@ def is_extra(key: str, text_layers: int, ema: bool) -> bool:
         key in SCHEDULE_BUFFERS
         or key.startswith(("model_ema.", "first_stage_model.loss."))
         or (key.startswith(COND_STAGE) and is_constant(key))
+        or (key.startswith((CLIP_XL, OPENCLIP_XL)) and is_constant(key) and key != f"{OPENCLIP_XL}text_projection")
         or key.startswith(f"{OPENCLIP}transformer.resblocks.{text_layers}.")
         or (ema and key.startswith(UNET))
     )

@@ -18,7 +18,8 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-from ldm.config import ModelConfig
+from ldm.autoencoder import Autoencoder
+from ldm.config import AutoencoderConfig, ModelConfig
 from ldm.files import config_files, names
 from ldm.files.messages import one_line, quoted
 from ldm.files.names import STEMS, Source, Sources
@@ -76,19 +77,25 @@ def on_meta(config: ModelConfig) -> LatentDiffusion:
     return model
 
 
+def dtype_of(part: str, config: ModelConfig, dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype of one network, where this one was asked for."""
+    overflows = part == "vae" and config.autoencoder.overflows and dtype == torch.float16
+    return torch.float32 if overflows else dtype
+
+
 def fill(
-    networks: Iterable[tuple[nn.Module, Sources]],
+    parts: Iterable[tuple[nn.Module, Sources, torch.dtype]],
     files: list[Path],
     extra: Callable[[str], bool],
     where: str,
-    dtype: torch.dtype,
     device: torch.device,
 ) -> None:
-    """Gives networks on the meta device their parameters, in one copy.
+    """Gives networks on the meta device their parameters, in one copy, each network in its dtype.
 
     Raises ValueError listing what is missing, left over (unless `extra`) or of the wrong shape.
     """
-    wanted = {sources[name]: meta for network, sources in networks for name, meta in network.state_dict().items()}
+    wanted = {sources[name]: meta for network, sources, _ in parts for name, meta in network.state_dict().items()}
+    dtypes = {source: dtype for _, sources, dtype in parts for source in sources.values()}
     compare(wanted, [item for path in files for item in tensors_in(path).items()], extra, where)
     by_key: dict[str, list[Source]] = {}
     for source in wanted:
@@ -101,12 +108,13 @@ def fill(
         for key in sorted(by_key.keys() & tensors.keys()):
             for source in by_key[key]:
                 layout = torch.channels_last if wanted[source].ndim == 4 else torch.contiguous_format
-                value = torch.empty(wanted[source].shape, dtype=dtype, device=device, memory_format=layout)
-                values[source] = value.copy_(tensors[key].chunk(source.parts)[source.part].reshape(value.shape))
+                shape, dtype = wanted[source].shape, dtypes[source]
+                value = torch.empty(shape, dtype=dtype, device=device, memory_format=layout)
+                values[source] = value.copy_(source.values(tensors[key], shape))
             touched += tensors[key].nbytes
             if mapped and touched > CHUNK:
                 tensors, touched = tensors_in(path), 0
-    for network, sources in networks:
+    for network, sources, _ in parts:
         network.load_state_dict({name: values[source] for name, source in sources.items()}, assign=True)
 
 
@@ -115,7 +123,7 @@ def compare(
 ) -> None:
     """Raises ValueError unless the tensors found are those wanted, each once, beside extra ones."""
     counts = Counter(key for key, _ in found)
-    needed = {source.key: (source.parts * meta.shape[0], *meta.shape[1:]) for source, meta in wanted.items()}
+    needed = {source.key: source.shape(meta) for source, meta in wanted.items()}
     wrong = [
         f"{key} {[*tensor.shape]} and not {[*needed[key]]}"
         for key, tensor in found
@@ -167,25 +175,31 @@ def read_file(
     prefixes = (names.OPENCLIP, names.CLIP + names.TEXT_PREFIX)
     text_prefix = next((p for p in prefixes if any(key.startswith(p) for key in shapes)), names.CLIP)
     sources = names.in_single_file(model, text_prefix, ema)
-    pairs = [(network, sources[part]) for part, network in names.parts(model).items()]
-    fill(pairs, [path], lambda key: names.is_extra(key, config.text.layers, ema), str(path), dtype, device)
+    parts = [(network, sources[part], dtype_of(part, config, dtype)) for part, network in names.parts(model).items()]
+    fill(parts, [path], lambda key: names.is_extra(key, config.text.layers, ema), str(path), device)
     return model
 
 
 # --- diffusers folders ------------------------------------------------------------------------------------------------
 
-BIN_STEMS = {**STEMS, "text_encoder": "pytorch_model"}
+BIN_STEMS = {**STEMS, "text_encoder": "pytorch_model", names.TEXT_2: "pytorch_model"}
 SCHEDULER = "scheduler/scheduler_config.json"
-STABLE_DIFFUSION = ("unet", "vae", "text_encoder")  # the parts of a folder whose index says nothing else
-TOKENIZER = ["tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json"]
+INDEX = "model_index.json"
+TOKENIZER = ("special_tokens_map.json", "tokenizer_config.json")
+
+
+def tokenizers(parts: Iterable[str]) -> dict[str, str]:
+    """Returns the folders of the tokenizers, by the text encoder that they belong to."""
+    return {part: part.replace("text_encoder", "tokenizer") for part in parts if part.startswith("text")}
 
 
 def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device: torch.device) -> LatentDiffusion:
-    index = read_json(folder / "model_index.json") if (folder / "model_index.json").exists() else {}
-    parts = parts_of(index, str(folder))
+    index, told_by = read_index(folder), told_in(folder)
+    parts = [*names.networks_of(replace(ModelConfig(), **config_files.own_settings(index, str(folder)))), *told_by]
     jsons = {name: read_json(folder / name) for name in [*(f"{part}/config.json" for part in parts), SCHEDULER]}
-    jsons["model_index.json"] = index
-    config = config_files.from_diffusers(jsons, padding(folder), str(folder))
+    jsons[INDEX] = index
+    pad_ids = {part: padding(folder / tokenizer) for part, tokenizer in tokenizers(told_by).items()}
+    config = config_files.from_diffusers(jsons, pad_ids, str(folder))
     config = with_prediction(config, prediction, str(folder))
     try:
         present = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
@@ -196,16 +210,47 @@ def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device
     model = on_meta(config)
     keys = {part: [key for path in files[part] for key in tensors_in(path)] for part in parts if part != "unet"}
     old_vae = any(key.endswith(".query.weight") for key in keys.get("vae", []))
-    prefixed = any(key.startswith(names.TEXT_PREFIX) for key in keys.get("text_encoder", []))
-    sources = names.in_folder(model, names.TEXT_PREFIX if prefixed else "", old_vae)
+    bare = [part for part, found in keys.items() if not any(key.startswith(names.TEXT_PREFIX) for key in found)]
+    sources = names.in_folder(model, bare, old_vae)
     for part, network in names.parts(model).items():
-        fill([(network, sources[part])], files[part], names.is_constant, f"{folder}/{part}", dtype, device)
+        placed = (network, sources[part], dtype_of(part, config, dtype))
+        fill([placed], files[part], names.is_constant, f"{folder}/{part}", device)
     return model
 
 
-def parts_of(index: Mapping[str, Any], where: str) -> list[str]:
-    """Returns the names of a model's folders, by its index: those of Stable Diffusion unless it says otherwise."""
-    return names.part_names(replace(ModelConfig(), **config_files.own_settings(index, where)))
+def read_autoencoder(folder: Path) -> tuple[Autoencoder, AutoencoderConfig]:
+    """Returns the autoencoder of its own folder in diffusers' layout, such as `vae` of a model, in float32.
+
+    Raises ValueError, or OSError of a file.
+    """
+    config = config_files.autoencoder_from_diffusers(read_json(folder / "config.json"), str(folder))
+    with torch.device("meta"):
+        network = Autoencoder(config).eval().requires_grad_(False)
+    present = [f"vae/{path.name}" for path in folder.iterdir()]
+    files = [folder / name.removeprefix("vae/") for name in weight_files("vae", present)]
+    sources = {name: Source(names.rename(name, names.DIFFUSERS)) for name in network.state_dict()}
+    fill([(network, sources, torch.float32)], files, names.is_constant, str(folder), torch.device("cpu"))
+    return network, config
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """Returns what a folder's index says; nothing if there is none."""
+    return read_json(folder / INDEX) if (folder / INDEX).exists() else {}
+
+
+def told_in(folder: Path) -> list[str]:
+    """Returns the names of the folders of what turns prompts into conditions; none if the model's index says so.
+
+    Raises ValueError for an SDXL refiner.
+    """
+    if (folder / "classes" / "config.json").exists():
+        return ["classes"]
+    if (folder / names.TEXT_2 / "config.json").exists():
+        if not (folder / "text_encoder" / "config.json").exists():
+            raise ValueError(f"{folder}: an SDXL refiner, which has text_encoder_2 alone: only SDXL base is supported")
+        return ["text_encoder", names.TEXT_2]
+    index = read_index(folder)
+    return [] if index.get("text_encoder") == [None, None] else ["text_encoder"]
 
 
 def weight_files(part: str, files: Iterable[str]) -> list[str]:
@@ -242,7 +287,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def padding(folder: Path) -> int | None:
-    """Returns the id of the padding token that the tokenizer's files name, or None."""
+    """Returns the id of the padding token that a tokenizer's files name, or None."""
     for name in TOKENIZER:
         token = read_json(folder / name).get("pad_token") if (folder / name).exists() else None
         if token is not None:
@@ -284,10 +329,12 @@ def from_hub(hub_id: str) -> Path:
         siblings = huggingface_hub.HfApi().model_info(hub_id, timeout=20).siblings or []
         files = [sibling.rfilename for sibling in siblings]
         there = {name.partition("/")[0] for name in files}
-        whole = "text_encoder" in there or "model_index.json" not in there
-        parts = list(STABLE_DIFFUSION) if whole else [part for part in STEMS if part in there]
-        configs = [*(f"{part}/config.json" for part in parts), SCHEDULER, *([] if whole else ["model_index.json"])]
-        needed = [*configs, *TOKENIZER, *(name for part in parts for name in weight_files(part, files))]
+        always = {"unet", "vae"} if not there & {"dit", "drawings"} else set()
+        parts = [part for part in STEMS if part in there | always]
+        needed = [*(f"{part}/config.json" for part in parts), SCHEDULER]
+        needed += [INDEX] if "text_encoder" not in parts or names.TEXT_2 in parts else []
+        needed += [f"{folder}/{name}" for folder in tokenizers(parts).values() for name in TOKENIZER]
+        needed += [name for part in parts for name in weight_files(part, files)]
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=needed))
     except (HfHubHTTPError, HFValidationError) as error:
         reason = one_line(str(error).strip().partition("\n")[0])

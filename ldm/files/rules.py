@@ -3,10 +3,11 @@
 The bounds are wide enough for any model of the family, and narrow enough that none takes long to build.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
+from ldm.classifier import ClassifierConfig
 from ldm.config import (
     AutoencoderConfig,
     ClassesConfig,
@@ -73,6 +74,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "blocks_per_level": BLOCKS,
         "attention": several(FLAG, 1, LEVELS),
         "heads": several(SIZE, 1, LEVELS),
+        "depth": several(whole(1, 64), 0, LEVELS),
         "text_width": or_none(SIZE),
         "vector_width": whole(0, 65536),
         "linear_projection": FLAG,
@@ -85,6 +87,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "blocks_per_level": BLOCKS,
         "norm_groups": SIZE,
         "scale": between(0, 1000),
+        "overflows": FLAG,
     },
     VectorAutoencoderConfig: {
         "commands": whole(1, 1024),
@@ -103,6 +106,15 @@ RULES: dict[type, dict[str, Rule]] = {
         "context": whole(3, 4096),
         "activation": one_of("quick_gelu", "gelu"),
         "pad_id": whole(0, 2**24),
+        "penultimate": FLAG,
+        "projection": whole(0, 65536),
+    },
+    ClassifierConfig: {
+        "classes": NAMES,
+        "latent_channels": SIZE,
+        "channels": several(whole(2, 65536), 1, LEVELS),
+        "norm_groups": SIZE,
+        "scale": between(0, 1000),
     },
     ClassesConfig: {
         "names": Rule(f"{NAMES.text}, none of them twice", lambda value: NAMES.admits(value) and distinct(value)),
@@ -133,13 +145,16 @@ RULES: dict[type, dict[str, Rule]] = {
         "learn_sigma": FLAG,
     },
     ModelConfig: {
-        "image_size": SIZE,
         "condition": one_of("text", "classes", "nothing"),
         "denoiser": one_of("unet", "dit"),
         "latents": one_of("images", "drawings"),
         "stroke": or_none(between(0, 24)),
+        "image_size": SIZE,
+        "zeros_for_empty": FLAG,
+        "text_2": Rule("null, or a mapping of settings", lambda value: value is None),
     },
 }
+OPTIONAL = {"text_2": TextEncoderConfig()}  # fields that may be None, and what their settings change otherwise
 
 
 def check(name: str, value: object, rule: Rule, where: str) -> None:
@@ -160,7 +175,7 @@ def from_fields(default: T, data: Mapping[str, Any], where: str) -> T:
             raise ValueError(f"{where}: unknown field {quoted(name)}; there are {', '.join(known)}")
         if is_dataclass(value):
             changes[name] = value
-        elif is_dataclass(old := getattr(default, name)):
+        elif is_dataclass(old := getattr(default, name) or OPTIONAL.get(name)) and value is not None:
             if not isinstance(value, dict):
                 raise ValueError(f"{where}: {name}={quoted(value)} should be a mapping of settings")
             changes[name] = from_fields(old, value, f"{where}: {name}")
@@ -172,19 +187,17 @@ def from_fields(default: T, data: Mapping[str, Any], where: str) -> T:
 
 def checked(config: ModelConfig, where: str) -> ModelConfig:
     """Returns the config itself. Raises ValueError where its numbers contradict each other."""
-    text, schedule = config.text, config.schedule
+    schedule, texts = config.schedule, [config.text, *([config.text_2] if config.text_2 else [])]
     check_dit(config, where) if config.denoiser == "dit" else check_unet(config.unet, where)
     if config.latents == "images":
         check_norms(config.autoencoder, where)
     elif config.denoiser != "dit" or not config.dit.tokens:
-        raise ValueError(
-            f"{where}: latents of drawings are vectors: they take denoiser=dit with dit.tokens of at least 1"
-        )
-    if config.condition == "text":
+        raise ValueError(f"{where}: latents of drawings are vectors: they take denoiser=dit, dit.tokens of at least 1")
+    for text in texts if config.condition == "text" else ():
         check_heads(text.width, text.heads, where)
         if text.pad_id >= text.vocab:
             raise ValueError(f"{where}: pad_id={text.pad_id} is not among the {text.vocab} tokens")
-    check_condition(config, where)
+    check_condition(config, texts, where)
     if schedule.zero_terminal_snr and schedule.prediction == "eps":
         raise ValueError(
             f"{where}: zero_terminal_snr (rescale_betas_zero_snr) with prediction eps: "
@@ -196,6 +209,8 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
 def check_unet(unet: UNetConfig, where: str) -> None:
     if not len(unet.channels) == len(unet.attention) == len(unet.heads):
         raise ValueError(f"{where}: the U-Net's channels, attention and heads must have one entry per level")
+    if len(unet.depth) not in (0, len(unet.channels)):
+        raise ValueError(f"{where}: the U-Net's depth must have one entry per level, or none")
     for width, heads in zip(unet.channels, unet.heads, strict=True):
         check_heads(width, heads, where)
     check_norms(unet, where)
@@ -229,15 +244,16 @@ def check_norms(part: UNetConfig | AutoencoderConfig, where: str) -> None:
         raise ValueError(f"{where}: channels {part.channels} cannot be normed in {part.norm_groups} groups")
 
 
-def check_condition(config: ModelConfig, where: str) -> None:
+def check_condition(config: ModelConfig, texts: Sequence[TextEncoderConfig], where: str) -> None:
     """Raises ValueError where the denoiser is not made for what it would be told."""
-    text, classes = config.text, config.classes
+    classes, width = config.classes, sum(text.width for text in texts)
     # a DiT adds a vector of its own width to the time embedding, and looks at no tokens
     dit = config.denoiser == "dit"
     text_width = None if dit else config.unet.text_width
     vector_width = (config.dit.width if config.condition == "classes" else 0) if dit else config.unet.vector_width
-    if config.condition == "text" and text_width != text.width:
-        raise ValueError(f"{where}: the U-Net expects text of width {text_width}, its encoder gives {text.width}")
+    if config.condition == "text" and text_width != width:
+        raise ValueError(f"{where}: the U-Net expects text of width {text_width}, its encoder gives {width}")
+    check_pooled(config, where)
     if config.condition == "nothing" and text_width is not None:
         raise ValueError(f"{where}: the U-Net expects text of width {text_width}, and is told nothing")
     if config.condition != "classes":
@@ -250,4 +266,16 @@ def check_condition(config: ModelConfig, where: str) -> None:
         raise ValueError(
             f"{where}: a class is {kind} of width {classes.width}, and the denoiser expects "
             f"text_width={text_width} vector_width={vector_width}"
+        )
+
+
+def check_pooled(config: ModelConfig, where: str) -> None:
+    """Raises ValueError where the U-Net's vector does not hold a second encoder's pooled text and six sizes."""
+    width, second = config.unet.vector_width, config.text_2
+    if config.text.projection or (second and not (second.projection and config.condition == "text")):
+        raise ValueError(f"{where}: a pooled text (projection) is what a second text encoder gives, and that alone")
+    if second and (width <= second.projection or (width - second.projection) % 12):
+        raise ValueError(
+            f"{where}: the U-Net's vector of {width} does not hold a pooled text of {second.projection} and six sizes "
+            "of an even width"
         )

@@ -49,9 +49,10 @@ def write_folder(
     with atomically(path) as temporary:
         for name, settings in config_files.to_diffusers(config).items():
             write_text(temporary / name, json.dumps(settings, indent=2))
-        if config.condition == "text":
-            for name, content in tokenizer_files(config.text.pad_id, config.text.context).items():
-                write_text(temporary / "tokenizer" / name, content)
+        for folder, text in (("tokenizer", config.text), ("tokenizer_2", config.text_2)):
+            if text and config.condition == "text":
+                for name, content in tokenizer_files(text.pad_id, text.context).items():
+                    write_text(temporary / folder / name, content)
         sources = names.in_folder(model)
         for part, network in names.parts(model).items():
             state = network.state_dict()
@@ -91,22 +92,30 @@ def tokenizer_files(pad_id: int, context: int) -> dict[str, str]:
 def write_file(model: LatentDiffusion, path: Path, dtype: torch.dtype | None = None) -> None:
     """Writes a .safetensors file in CompVis's layout, whole or not at all; a gelu text encoder as OpenCLIP's.
 
+    Of two text encoders the layout is SDXL's, with the marks of its fine-tunes.
+
     Raises FileExistsError if `path` is there, and ValueError for networks that the layout has no names for.
     """
     if beyond := {"dit", "drawings"} & names.parts(model).keys():
         raise ValueError(f"{path}: CompVis's layout has no {' and no '.join(sorted(beyond))}: write a folder")
-    open_clip = model.config.condition == "text" and model.config.text.activation == "gelu"
+    two_texts = model.config.text_2 is not None
+    open_clip = model.config.condition == "text" and model.config.text.activation == "gelu" and not two_texts
     sources = names.in_single_file(model, names.OPENCLIP if open_clip else names.CLIP + names.TEXT_PREFIX)
     ranges: dict[str, list[Tensor]] = {}  # of the rows of each tensor, in order
     for part, network in names.parts(model).items():
         for name, value in network.state_dict().items():
             if part == "vae" and value.ndim == 2:
                 value = value[:, :, None, None]  # linear layers are 1x1 convolutions there
+            value = value.mT if sources[part][name].transposed else value
             ranges.setdefault(sources[part][name].key, []).append(value.to(dtype or value.dtype))
     tensors = {key: torch.cat(rows) if len(rows) > 1 else rows[0].contiguous() for key, rows in ranges.items()}
     if open_clip:  # the layout has one more block, which is never run
         last = f"{names.OPENCLIP}transformer.resblocks.{model.config.text.layers - 1}."
         unused = f"{names.OPENCLIP}transformer.resblocks.{model.config.text.layers}."
         tensors |= {k.replace(last, unused): torch.zeros_like(v) for k, v in tensors.items() if k.startswith(last)}
+    if two_texts:
+        schedule = model.config.schedule
+        marks = {names.V_PRED: schedule.prediction == "v", names.ZERO_SNR: schedule.zero_terminal_snr}
+        tensors |= {key: torch.empty(0) for key, marked in marks.items() if marked}
     with atomically(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})

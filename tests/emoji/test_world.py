@@ -9,7 +9,9 @@ import torch
 from packages import WORLD, write_package
 
 from experiments.emoji import world as emoji
-from experiments.emoji.world import EmojiScenes, batch_of, combinations, is_held_out, load_atlas
+from experiments.emoji.judge import JudgeOutput
+from experiments.emoji.truth import colours_seen
+from experiments.emoji.world import EmojiScenes, batch_of, collate, combinations, is_held_out, load_atlas
 from ldm.text import Tokenizer
 
 
@@ -262,3 +264,38 @@ def test_an_icon_that_a_package_lacks_and_sizes_that_do_not_fit_are_refused(icon
         replace(WORLD, layouts={"one": 0.5, "four": 0.5})
     with pytest.raises(ValueError, match="do not fit"):
         replace(WORLD, sizes_more={"large": (12, 17)})
+
+
+class Oracle(torch.nn.Module):
+    """A judge that knows the scenes it is shown; it takes what has no tint for olive in the icy style, else for red."""
+
+    def __init__(self, scenes):
+        super().__init__()
+        self.scenes, self.shown, self.weight = scenes, 0, torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, pixels):
+        some = [self.scenes[self.shown + i] for i in range(len(pixels))]
+        self.shown += len(pixels)
+        batch = collate(some, WORLD)
+        words = batch.colours.long() - 1
+        for i, scene in enumerate(some):
+            for thing in scene.objects:
+                if thing.colour is None:
+                    words[i][thing.mask] = int(thing.style == "icy" and thing.label == "disc")
+        labels = 40.0 * torch.nn.functional.one_hot(batch.labels.long(), 5).permute(0, 3, 1, 2)
+        colours = 40.0 * torch.nn.functional.one_hot(words.clamp(min=0), 2).permute(0, 3, 1, 2)
+        return JudgeOutput(torch.zeros(len(pixels), 4), labels, colours, torch.zeros(len(pixels), 1))
+
+
+def test_what_a_judge_sees_of_colours_by_nature(atlas):
+    scenes = EmojiScenes(WORLD, atlas, layouts=("beside", "above"))
+    seen = colours_seen(Oracle(scenes), scenes, 60, 0.1)
+    for label, shares in seen.natural.items():
+        assert shares["red"] == pytest.approx(1, abs=1e-3)
+        assert shares["olive"] == pytest.approx(float(label == "disc"), abs=1e-3)  # the most of any style
+    things = [(o, p) for i in range(60) for o, p in zip(scenes[i].objects, scenes[i].objects[::-1], strict=True)]
+    strange = [(o, p) for o, p in things if o.label != "disc"]  # of which olive is foreign, and red is not
+    assert len(seen.tinted) == sum(o.colour == "olive" for o, _ in strange) > 0
+    assert len(seen.alien) == sum(o.colour is None and p.colour == "olive" for o, p in strange) > 0
+    assert min(seen.tinted) > 0.999
+    assert max(seen.alien) < 0.001

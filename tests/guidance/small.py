@@ -1,14 +1,16 @@
 """Two images, their conditions and ten steps, small enough to sample in milliseconds; and what guidances make of it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tiny import tiny_model
 from torch import Tensor
 
 from guidance import Guidance, guided
+from ldm.classifier import ClassifierConfig, LatentClassifier
 from ldm.condition import Condition, Conditions, Span
 from ldm.unet import UNet
 from samplers import Denoised, ImageNoise, KeyedNoise, Schedule, Step, as_x_0, ddim
@@ -73,3 +75,23 @@ def run(
 
 def passes(guidance: Guidance) -> list[int]:
     return [len(guidance.branches(CONDITIONS, step)) for step in STEPS]
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A CLIP with random weights, of pictures of 8 px."""
+
+    size: int = 8
+
+    def images(self, pictures: Tensor) -> Tensor:
+        weights = torch.randn(3 * self.size**2, 6, generator=torch.Generator().manual_seed(1))
+        return F.normalize(torch.tanh(pictures.flatten(1)) @ weights, dim=1)
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        streams = [torch.Generator().manual_seed(sum(prompt.encode())) for prompt in prompts]
+        return F.normalize(torch.stack([torch.randn(6, generator=stream) for stream in streams]), dim=1)
+
+
+def small_classifier() -> LatentClassifier:
+    torch.manual_seed(0)
+    return LatentClassifier(ClassifierConfig(("fish", "light bulb"), 4, (16, 16))).requires_grad_(False)

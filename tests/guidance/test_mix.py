@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers.guiders import ClassifierFreeZeroStarGuidance
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normalized_guidance
+from diffusers.guiders.magnitude_aware_guidance import mambo_guidance as magnitude_aware
 from diffusers.guiders.tangential_classifier_free_guidance import normalized_guidance as tangential
 from scipy.ndimage import convolve1d
 from small import CONDITIONS, FOUR, NOISE, SHAPE, STEPS, denoised, relative, run
@@ -18,6 +19,7 @@ from guidance import (
     ClassifierFree,
     FrequencyDecoupled,
     Linear,
+    MagnitudeAware,
     Mix,
     Multistage,
     OptimizedScale,
@@ -40,6 +42,7 @@ RULES: dict[str, Mix] = {
     "fdg": FrequencyDecoupled(parallel=0.5),
     "samg": SpatiallyAdaptive(),
     "smc": SlidingMode(),
+    "mambo": MagnitudeAware(),
 }
 each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 G = torch.Generator().manual_seed(1)
@@ -77,6 +80,15 @@ def test_optimized_scale_is_diffusers_guider() -> None:
         guider.set_state(step=i, num_inference_steps=10, timestep=torch.tensor(500))
         ours = rule.push(COND[0], WEAK[0], 7.5, STEPS[i])
         assert torch.allclose(ours, guider.forward(COND[0], WEAK[0]).pred, rtol=1e-5, atol=1e-5)
+
+
+def test_magnitude_aware_is_diffusers_function() -> None:
+    """Theirs takes norms over three axes, which four make crash: each image as a row of three."""
+    for ours, cond, weak in zip(pushes(MagnitudeAware()), COND, WEAK, strict=True):
+        theirs = magnitude_aware(cond.flatten(2), weak.flatten(2), 7.5, 8.0)
+        assert relative(ours.flatten(2), theirs) < 1e-6
+    linear = pushes(Linear())
+    assert all(relative(a, b) < 1e-6 for a, b in zip(pushes(MagnitudeAware(0)), linear, strict=True))
 
 
 def halved(x: np.ndarray) -> np.ndarray:

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import CONDITIONS, NOISE, PROMPTS, networks, relative, small_unet
+from small import CONDITIONS, NOISE, PROMPTS, Tiny, networks, relative, small_classifier, small_unet
+from tiny import tiny_model
 from torch import Tensor
 
 from guidance import (
@@ -15,6 +16,8 @@ from guidance import (
     Autoguidance,
     CFGPlusPlus,
     ClassifierFree,
+    ClassifierGuided,
+    ClipGuided,
     ConditionAnnealed,
     DegradedCondition,
     DynamicThreshold,
@@ -23,6 +26,7 @@ from guidance import (
     IndependentCondition,
     Interval,
     Linear,
+    MagnitudeAware,
     Mix,
     Momentum,
     Multistage,
@@ -55,7 +59,8 @@ def encode(prompt: str) -> Condition:
     return (PROMPTS[prompt] if prompt else CONDITIONS.negative).rows(ONE)
 
 
-TOLD = Conditions(CONDITIONS.cond.rows(ONE), CONDITIONS.negative.rows(ONE), encode, KeyedNoise([5]))
+ROWS = CONDITIONS.cond.rows(ONE), CONDITIONS.negative.rows(ONE)
+TOLD = Conditions(*ROWS, encode, KeyedNoise([5]), tiny_model().autoencoder.decode)
 
 RULES: dict[str, Mix] = {
     "apg": AdaptiveProjected(threshold=1.0),
@@ -64,6 +69,7 @@ RULES: dict[str, Mix] = {
     "fdg": FrequencyDecoupled(),
     "samg": SpatiallyAdaptive(),
     "smc": SlidingMode(gain=0.1),
+    "mambo": MagnitudeAware(),
 }
 WEAK: dict[str, Callable[[Mix], Guidance]] = {
     "cfg": lambda mix: ClassifierFree(3, mix),
@@ -93,6 +99,8 @@ AROUND: dict[str, Callable[[Guidance], Guidance]] = {
     "seg": SmoothedEnergy,
     "sag": SelfAttentionGuidance,
     "attend_and_excite": lambda inner: AttendAndExcite(inner, step_size=1.0, downscale=2, rounds=1),
+    "classifier": lambda inner: ClassifierGuided(inner, small_classifier(), 2.0),
+    "clip": lambda inner: ClipGuided(inner, Tiny(), 2.0, cutouts=1),
 }
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ldm import LatentDiffusion, load_model
 from ldm.condition import Condition
-from ldm.config import SD1, SD1_INPAINTING, SD2, ModelConfig, ScheduleConfig
+from ldm.config import SD1, SD1_INPAINTING, SD2, SDXL, ModelConfig, ScheduleConfig
 from ldm.files import names, reading
 from ldm.files.config_files import family, to_yaml
 from ldm.files.reading import compare, on_meta
@@ -49,7 +49,7 @@ def wanted(config: ModelConfig, ema: bool = False) -> dict[names.Source, Tensor]
     }
 
 
-FILES = {"sd_v1_ckpt": SD1, "sd_v1_inpainting_ckpt": SD1_INPAINTING, "sd_v2_1_ckpt": SD2}
+FILES = {"sd_v1_ckpt": SD1, "sd_v1_inpainting_ckpt": SD1_INPAINTING, "sd_v2_1_ckpt": SD2, "sdxl_base_ckpt": SDXL}
 
 
 @pytest.mark.parametrize("ema", [False, True], ids=["plain", "ema"])
@@ -59,11 +59,11 @@ def test_every_tensor_of_published_files_has_its_place(name: str, ema: bool) -> 
     shapes = dict(manifests()[name])
     as_tuples = {key: tuple(shape) for key, shape in shapes.items()}
     assert family(as_tuples, None, name) == config
-    assert family(as_tuples, "v", name).image_size == (768 if config is SD2 else 512)
+    assert family(as_tuples, "v", name).image_size == (768 if config is SD2 else config.image_size)
     for key in [key for key in shapes if key.startswith(names.UNET)]:
         copy = "model_ema." + key.removeprefix("model.").replace(".", "")
         shapes[copy] = shapes[key]
-    shapes |= {"model_ema.decay": [], "model_ema.num_updates": [], "logvar": [1000]}
+    shapes |= {"model_ema.decay": [], "model_ema.num_updates": [], "logvar": [1000], "denoiser.sigmas": [1000]}
 
     def extra(key: str) -> bool:
         return names.is_extra(key, config.text.layers, ema)
@@ -340,9 +340,15 @@ def test_other_models_are_told_apart(tmp_path: Path) -> None:
     to_k = names.UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     conv_in = names.UNET + "input_blocks.0.0.weight"
     path = tmp_path / "m.safetensors"
-    save_file({conv_in: torch.zeros(320, 4, 3, 3), to_k: torch.zeros(1, 2048)}, path)
-    with pytest.raises(ValueError, match="an SDXL model.*model.config"):
-        load_model(path)
+    for channels, inputs, width, message in [
+        (320, 4, 2048, r"m.safetensors: no autoencoder in it \(first_stage_model.\*\): SDXL draws with all"),
+        (320, 9, 2048, "m.safetensors: an SDXL inpainting model, which is not supported"),
+        (384, 4, 1280, "m.safetensors: an SDXL refiner, which is not supported"),
+    ]:
+        sdxl = {conv_in: torch.zeros(channels, inputs, 3, 3), to_k.replace(".1.1.", ".4.1."): torch.zeros(1, width)}
+        save_file(sdxl, path)
+        with pytest.raises(ValueError, match=message):
+            load_model(path)
     save_file({conv_in: torch.zeros(32, 4, 3, 3), to_k: torch.zeros(1, 32)}, path)
     with pytest.raises(ValueError, match="not of a family known here.*model.config"):
         load_model(path)

@@ -19,7 +19,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 
 from experiments.emoji.judge import Judge, JudgeOutput
 from experiments.frechet import frechet_distance, gaussian
-from experiments.metrics import features, folders
+from experiments.metrics import Unmeasurable, features, folders
 from experiments.metrics.alpha_fid import alpha, distances, named
 from experiments.metrics.estimates import (
     Bootstrap,
@@ -32,7 +32,7 @@ from experiments.metrics.estimates import (
     two_way,
 )
 from experiments.metrics.features import JudgeFeatures
-from experiments.metrics.judge import Asked, judged, parse
+from experiments.metrics.judge import Asked, Natural, judged, parse
 from experiments.metrics.measuring import evaluate
 
 EIGVALS = np.linalg.eigvals
@@ -465,6 +465,47 @@ def test_a_picture_is_judged_by_presence_and_by_the_colour_of_the_object() -> No
     colours[0, :, :2, :2] = torch.tensor([0.0, 5.0])[:, None, None]  # blue leaks onto half of the dragon
     leaking = judged(output, 0, [Asked("dragon", "red")], JUDGE)
     assert (leaking["value"], leaking["purity"]) == (1, pytest.approx(0.5))
+
+
+def test_a_colour_that_leaks_onto_an_object_without_one() -> None:
+    labels = torch.full((1, 6, 4, 4), -20.0)
+    labels[0, 1, :, :2], labels[0, 3, :, 2:] = 20, 20  # a dragon at the left, a cat at the right
+    colours = torch.zeros(1, 2, 4, 4)
+    colours[0, 0, :, :2] = 9
+    colours[0, 0, :2, 2:], colours[0, 1, 2:, 2:] = 9, 9  # a red dragon, and red on the upper half of the cat
+    output = JudgeOutput(torch.tensor([[3.0, -1.0, 2.0, -1.0, -1.0]]), labels, colours, torch.zeros(1, 16))
+    plain = {concept: dict.fromkeys(JUDGE.colours, 0.0) for concept in JUDGE.concepts}
+
+    def leak(*asked: Asked, natural: Natural | None = plain) -> float | None:
+        return judged(output, 0, list(asked), JUDGE, natural)["leak"]
+
+    dragon, cat = Asked("dragon", "red"), Asked("cat", None)
+    assert leak(dragon, cat) == pytest.approx(0.5, abs=1e-3)
+    assert leak(dragon, Asked("cat", "blue")) is None  # it has a colour of its own
+    assert leak(Asked("dragon", None), cat) is None  # there is none that could leak
+    assert leak(dragon, Asked("fish", None)) is None  # it is not found
+    assert leak(dragon, cat, natural={**plain, "cat": {"red": 0.3, "blue": 0.0}}) is None  # cats are red by nature
+    assert leak(dragon, cat, natural=None) is None
+
+
+def test_how_pictures_look_and_differ(tmp_path: Path, judge_folder: Path) -> None:
+    run = make_run(tmp_path / "run", [{"prompt": "a fish"}, {"prompt": "a cat"}], [0, 1, 2])
+    found = evaluate(run, metric("look") | metric("diversity", weights=str(judge_folder)), BENCH)
+    for row in found["look"]["per_image"]:
+        rgb = np.array(Image.open(run / row["file"])).astype(float) / 255
+        luma = rgb @ [0.299, 0.587, 0.114]
+        assert row["value"] == pytest.approx((rgb.max(axis=2) - rgb.min(axis=2)).mean())
+        assert row["contrast"] == pytest.approx(luma.std())
+    extractor = JudgeFeatures(judge_folder, CPU)
+    for prompt, row in enumerate(found["diversity"]["per_image"]):
+        files = [run / f"images/{prompt:05d}_{seed}.png" for seed in range(3)]
+        pixels = torch.stack([torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1) for file in files])
+        a, b, c = extractor(pixels)[0]
+        expected = ((a - b).norm() + (a - c).norm() + (b - c).norm()).item() / 3
+        assert (row["file"], row["value"]) == (f"images/{prompt:05d}_0.png", pytest.approx(expected, rel=1e-4))
+    alone = make_run(tmp_path / "alone", [{"prompt": "a fish"}], [0])
+    with pytest.raises(Unmeasurable, match="no prompt has pictures of two seeds"):
+        evaluate(alone, metric("diversity", weights=str(judge_folder)), BENCH)
 
 
 def test_judge_of_a_run(tmp_path: Path, judge_folder: Path) -> None:

@@ -19,8 +19,8 @@ from tiny import Outcome
 import experiments.run.cli
 import experiments.subset
 from experiments.files import CONF
+from experiments.frechet import frechet_distance, gaussian
 from experiments.metrics import subset
-from experiments.metrics.features import frechet_distance, gaussian
 from experiments.run import build
 from experiments.run.prompts import Prompt, read_prompts, suite
 

@@ -1,6 +1,7 @@
 """Training on a world of two shapes: exact resume, checkpoints that stay whole, and what is learnt."""
 
 import json
+import math
 import subprocess
 import sys
 import tracemalloc
@@ -18,12 +19,13 @@ from torch import nn
 
 from experiments.emoji.judge import JudgeOutput, load_judge
 from experiments.emoji.world import EmojiScenes, World, batch_of, load_atlas, settings_of
-from experiments.files import CONF
+from experiments.files import CONF, UserError
 from experiments.training import loop as verb
 from experiments.training import parts
 from experiments.training.loop import joined
 from experiments.training.tokens import WorldTable, tokens_of
 from ldm import load_model
+from ldm.files.classifiers import load_classifier
 from ldm.text import TextEncoder, Tokenizer
 from samplers import Flow, Schedule, add_noise
 from samplers.predict import target
@@ -265,6 +267,24 @@ def test_the_text_tower_becomes_the_text_encoder(folder):
     assert torch.allclose(written.encode_text(ids), network.encode_text(ids), atol=1e-2)
 
 
+def test_the_folders_that_were_written_serve_as_well_as_the_checkpoints(folder):
+    cfg = config(folder, "unet")
+    scenes = EmojiScenes(*world_of(folder, cfg))
+    of_checkpoints = parts.UNetPart(cfg.part, scenes, *(folder / p / "checkpoint.pt" for p in ("autoencoder", "clip")))
+    of_folders = parts.UNetPart(cfg.part, scenes, *(folder / p / "model" for p in ("autoencoder", "clip")))
+    assert of_folders.config == of_checkpoints.config
+    for network in ("autoencoder", "text_encoder"):
+        one, two = (getattr(part, network).state_dict() for part in (of_checkpoints, of_folders))
+        for name, value in one.items():
+            assert torch.equal(value.half(), two[name].half()), name  # the folders are in 16 bits
+
+
+def test_a_folder_that_is_no_part_is_one_line(folder, tmp_path):
+    for setting in ("autoencoder", "clip"):
+        with pytest.raises(UserError, match=str(tmp_path)):
+            verb.train(config(folder, "unet", f"{setting}={tmp_path}", f"out={tmp_path / 'out'}"))
+
+
 def test_clip_finds_captions(folder, tmp_path):
     fast = ["part.steps=100", "part.batch=32", "part.micro=32", "part.lr=0.01", "part.warmup=10", "bf16=false"]
     cfg = config(folder, "clip", f"out={tmp_path}", *fast)
@@ -447,6 +467,41 @@ def test_the_trained_model_is_written_as_a_folder_that_loads(folder, tmp_path):
     shards = list((tmp_path / "model").rglob("*.safetensors"))
     assert len(shards) >= 3
     assert all(shard.stat().st_size < 15e6 for shard in shards)
+
+
+def test_the_classifier_learns_what_stands_in_noisy_latents(folder, tmp_path):
+    """Of the embedded model. Shown the same scenes and noise again and again, it comes near the entropy of the labels;
+    and what a training writes is read back."""
+    out = tmp_path / "classifier"
+
+    def cfg(*more):
+        recipe = [text for text in overrides(folder, "judge", f"out={out}", *more) if text not in TINY["judge"]]
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            return compose("train", ["part=tasks/classifier", "part.channels=[16,32]", *recipe[1:]])
+
+    verb.train(cfg())
+    classifier = load_classifier(out / "model")
+    assert classifier.classes == ("square", "disc")
+    assert classifier.config.scale == load_model().config.autoencoder.scale
+    with pytest.raises(FileNotFoundError, match="/nowhere: no such file or folder"):
+        verb.train(cfg("part.model=/nowhere", f"out={tmp_path / 'b'}"))
+
+    settings = cfg()
+    world = World(**settings_of(settings.world))
+    scenes = EmojiScenes(world, load_atlas(world, Path(settings.icons), Path(settings.cache)), "train", 0, length=512)
+    torch.manual_seed(0)
+    part, batch = verb.build_part(settings, scenes), batch_of(scenes, range(8))
+    shares = part.shares(batch)
+    assert torch.equal(shares.sum(dim=1), torch.ones(8)) and set(shares.flatten().tolist()) == {0, 0.5, 1}
+    entropy = -(shares * shares.clamp(min=1e-9).log()).sum(dim=1).mean().item()
+    optimizer = torch.optim.Adam(part.network.parameters(), lr=1e-2)
+    for _ in range(40):
+        loss = part(batch, torch.Generator().manual_seed(0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() - entropy < 0.1 * (math.log(2) - entropy)
 
 
 def test_learning_rate_rises_then_follows_a_cosine_to_zero():

@@ -1,0 +1,351 @@
+"""The arena: what it draws, what it compares with what, and what it says; with a guidance dropped in by config."""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+from folders import CLIP, JUDGE, randomise
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import save_file
+from scipy.stats import ttest_1samp
+from tiny import Outcome
+
+import experiments.run.cli
+from experiments import arena
+from experiments.emoji.judge import NATURAL, Judge, save_judge
+from experiments.files import CONF, read_lines
+from experiments.run import build, geneval
+from experiments.sweeps.folder import Cell
+from experiments.tournament.plan import Method, changes, literal, method_of
+from experiments.tournament.verdicts import on_curve
+
+MINE = "_target_: toys.Momentum\nscale: 3.0\nshare: 0.5\n"
+BROKEN = "_target_: toys.Autoguidance\nscale: 2.0\n"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a judge that knows no truth, and guidances of one's own, each one yaml."""
+    folder = tmp_path_factory.mktemp("arena")
+    save_judge(randomise(Judge(JUDGE)), folder / "judge")
+    natural = {concept: dict.fromkeys(JUDGE.colours, 0.0) for concept in JUDGE.concepts}
+    (folder / "judge" / NATURAL).write_text(json.dumps(natural))
+    (folder / "conf" / "guidance").mkdir(parents=True)
+    (folder / "conf" / "guidance" / "mine.yaml").write_text(MINE)
+    (folder / "conf" / "guidance" / "broken.yaml").write_text(BROKEN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def enter(place: Path, tiny_folder: Path) -> Callable[..., int]:
+    """enter("only=[mine]"): the verb in this process; its exit status."""
+
+    def run(*overrides: str) -> int:
+        asked = [f"hydra.searchpath=[file://{place / 'conf'}]", "model=file", f"model.path={tiny_folder}"]
+        asked += ["model.subject=emoji", "dtype=float32", "sampler.steps=5", "batch_size=8", "bootstrap.resamples=20"]
+        asked += ["league=quick", "league.prompts=4", "league.tuning_prompts=2", "league.curve=[1.0,3.0,30.0]"]
+        asked += ["league.pictures=2", f"judge={place / 'judge'}", "~measures.emoji.word_choice"]
+        asked += [f"out={place / 'out'}"]
+        asked += ["++measures.emoji.effective_scale.packages=[guidance,samplers,toys]", f"icons={place / 'none'}"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["experiments/arena.py", *asked, *overrides])
+            patch.delenv("HYDRA_FULL_ERROR", raising=False)
+            try:
+                experiments.run.cli.run(arena.main, "arena")
+            except SystemExit as stop:
+                return int(str(stop.code))
+        return 0
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def out(place: Path, enter: Callable[..., int]) -> Path:
+    """An arena of two methods, one of them dropped in by its yaml alone."""
+    assert enter("only=[mine,interval]") == 0
+    return place / "out"
+
+
+def told(out: Path) -> dict[str, Any]:
+    return json.loads((out / "verdicts.json").read_text())
+
+
+def row_of(out: Path, name: str) -> dict[str, Any]:
+    (row,) = [row for row in told(out)["rows"] if row["name"] == name]
+    return row
+
+
+# --- what is drawn ----------------------------------------------------------------------------------------------------
+
+
+def test_a_guidance_of_ones_own_has_a_row_with_intervals(out: Path) -> None:
+    row = row_of(out, "mine/defaults")
+    assert (row["nominal"], row["evaluations"], row["pictures"]) == (3.0, 10, 8)
+    value, low, high, count = row["values"]["diversity"]
+    assert low < value < high and count == 4
+    assert row["effective"][0] != pytest.approx(3.0, abs=1e-3)  # its momentum counts
+    decided = {(one["control"], one["column"]): one for one in told(out)["duels"] if one["row"] == "mine/defaults"}
+    assert {control for control, _ in decided} == {"nominal", "effective", "evaluations", "followed", "best"}
+    for control in ("nominal", "evaluations", "followed", "best"):
+        assert decided[control, "diversity"]["difference"] is not None, control
+    assert "| mine |" in (out / "ranking.md").read_text()
+
+
+def test_each_row_is_drawn_again_by_its_command(out: Path, cli: Callable[..., Outcome], tmp_path: Path) -> None:
+    rows = told(out)["rows"]
+    assert {row["role"] for row in rows} == {"curve", "tuning", "defaults", "evaluations", "followed"}
+    for row in (row for row in rows if row["role"] not in ("curve", "tuning") or row["nominal"] == 3):
+        python, *words = shlex.split(row["command"])
+        assert (python, words[:2]) == ("python", ["-m", "experiments.sample"])
+        again = tmp_path / row["name"].replace("/", "_")
+        assert cli("sample", *(word.replace("FOLDER", str(again)) for word in words[2:])).status == 0
+        first, second = (
+            {record["file"]: record["sha256"] for record in read_lines(folder / "samples.jsonl")}
+            for folder in (out / "cells" / row["name"], again)
+        )
+        assert first == second, row["name"]
+
+
+def test_following_step_by_step_makes_a_scheduled_guidance_itself(out: Path) -> None:
+    """Classifier-free guidance in an interval is classifier-free guidance with a scale of each step, and no more."""
+    for picture in sorted((out / "cells/interval/defaults/images").iterdir()):
+        ours, theirs = (
+            np.array(Image.open(out / "cells/interval" / setting / "images" / picture.name)).astype(int)
+            for setting in ("defaults", "followed")
+        )
+        assert abs(ours - theirs).max() <= 1
+    assert row_of(out, "interval/defaults")["cosine"] == pytest.approx(1, abs=1e-4)
+
+
+def test_as_many_evaluations_are_as_many_steps(out: Path) -> None:
+    """Of 5 steps 3 lie in the interval of 0.2 to 0.8, with two evaluations each."""
+    assert row_of(out, "interval/defaults")["evaluations"] == 8
+    steps = json.loads((out / "cells/interval/evaluations/run.json").read_text())["config"]["sampler"]["steps"]
+    assert steps == 4
+    assert row_of(out, "interval/evaluations")["evaluations"] == 8
+    assert not (out / "cells/mine/evaluations").exists()  # it takes as many by itself
+
+
+def test_it_goes_on_where_it_stopped_and_takes_further_methods(out: Path, enter: Callable[..., int]) -> None:
+    pictures = {path: path.stat().st_mtime_ns for path in (out / "cells").rglob("images/*.png")}
+    before = told(out)
+    assert enter("only=[mine]", "draw=false") == 0
+    assert told(out)["rows"] == before["rows"]
+    assert enter("only=[broken]") == 1  # it wants a network that is not there
+    assert {path: path.stat().st_mtime_ns for path in pictures} == pictures
+    assert "networks.weak" in (out / "cells/broken/defaults/error.txt").read_text()
+    assert enter("only=[mine]", "league.prompts=5") == 1  # other settings, another folder
+
+
+# --- what is compared -------------------------------------------------------------------------------------------------
+
+
+def scores(out: Path, name: str, metric: str, key: str) -> dict[str, float]:
+    rows = json.loads((out / "cells" / name / "metrics" / f"{metric}.json").read_text())["per_image"]
+    return {row["file"]: float(row[key]) for row in rows if row[key] is not None}
+
+
+def holm(ps: list[float]) -> list[float]:
+    order = np.argsort(ps)
+    corrected = np.maximum.accumulate([min(1.0, (len(ps) - i) * ps[k]) for i, k in enumerate(order)])
+    return [float(corrected[list(order).index(k)]) for k in range(len(ps))]
+
+
+COLUMNS = {"objects": ("judge", "value", 1), "leak": ("judge", "leak", -1), "contrast": ("look", "contrast", 1)}
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_verdicts_follow_from_the_stored_scores(out: Path, column: str) -> None:
+    """By scipy, on each prompt's mean: where all prompts have as many pictures that is what clustering comes to."""
+    metric, key, sign = COLUMNS[column]
+    found, ps = told(out), {}
+    for method in ("mine", "interval"):
+        ours = scores(out, f"{method}/defaults", metric, key)
+        g = row_of(out, f"{method}/defaults")["effective"][0]
+        assert 3 < g < 30
+        low, high = (scores(out, f"cfg/{scale}", metric, key) for scale in (3, 30))
+        between = {file: low[file] + (g - 3) / 27 * (high[file] - low[file]) for file in low.keys() & high.keys()}
+        controls = {"followed": scores(out, f"{method}/followed", metric, key), "effective": between}
+        for control, theirs in controls.items():
+            wanted = (f"{method}/defaults", control, column)
+            (one,) = [d for d in found["duels"] if (d["row"], d["control"], d["column"]) == wanted]
+            files = sorted(ours.keys() & theirs.keys())
+            if not files:
+                assert one["difference"] is None
+                continue
+            differences = [ours[file] - theirs[file] for file in files]
+            value, low_edge, high_edge, count = one["difference"]
+            assert (value, count) == (pytest.approx(np.mean(differences)), len(files))
+            ahead = [0.5 if abs(d) < 1e-4 else float(sign * d > 0) for d in differences]
+            assert one["win"][0] == pytest.approx(np.mean(ahead))
+            by_prompt: dict[str, list[float]] = {}
+            for file, d in zip(files, differences, strict=True):
+                by_prompt.setdefault(file[7:12], []).append(d)
+            balanced = len({len(some) for some in by_prompt.values()}) == 1 < len(by_prompt)
+            if balanced and np.ptp(differences) > 1e-9:
+                test = ttest_1samp([np.mean(some) for some in by_prompt.values()], 0)
+                assert one["p"] == pytest.approx(test.pvalue, rel=1e-6, abs=1e-9)
+                interval = test.confidence_interval()
+                assert (low_edge, high_edge) == (pytest.approx(interval.low), pytest.approx(interval.high))
+            ps.setdefault(control, []).append((one["p"], one["holm"]))
+    for pairs in ps.values():
+        known = [pair for pair in pairs if pair[0] is not None]
+        assert [corrected for _, corrected in known] == pytest.approx(holm([p for p, _ in known]))
+
+
+def test_photographs_are_measured_by_clip(cli: Callable[..., Outcome], tiny_folder: Path, tmp_path: Path) -> None:
+    """The same verb, a model of photographs: GenEval's tasks, and a CLIP in the judge's place."""
+    network = randomise(open_clip.model.CLIP(**CLIP))
+    save_file(network.state_dict(), tmp_path / "open_clip_model.safetensors")
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP}))
+    out = tmp_path / "out"
+    asked = ["model=file", f"model.path={tiny_folder}", "dtype=float32", "sampler.steps=2", "bootstrap.resamples=20"]
+    asked += ["league=quick", "league.prompts=3", "league.tuning_prompts=1", "league.curve=[3.0]", "league.pictures=1"]
+    asked += ["only=[tcfg]", f"clip_model={tmp_path}", f"out={out}"]
+    outcome = cli("arena", *asked, "~measures.photo.pick_score")
+    assert outcome.status == 0, outcome.err
+    row = row_of(out, "tcfg/defaults")
+    assert {name for name, value in row["values"].items() if value} == {
+        "CLIP score",
+        "diversity",
+        "saturation",
+        "contrast",
+    }
+    assert read_lines(out / "cells/tcfg/defaults/samples.jsonl")[0]["prompt"] == geneval.scenes(0)[0]["prompt"]
+    assert cli("geneval", f"run={out / 'cells/tcfg/defaults'}", f"out={tmp_path / 'layout'}").status == 0
+    assert len(list((tmp_path / "layout").rglob("*.png"))) == 6
+
+
+def test_the_best_scale_is_chosen_on_other_prompts(out: Path) -> None:
+    worth = {}
+    for scale in ("1", "3", "30"):
+        result = json.loads((out / "cells/tuning" / scale / "metrics/judge.json").read_text())
+        worth[float(scale)] = result["details"]["all_right"]["value"]
+    assert told(out)["best_scale"] == max(worth, key=lambda scale: worth[scale])
+    shown = [{r["sha256"] for r in read_lines(out / f"cells/{name}/3/samples.jsonl")} for name in ("cfg", "tuning")]
+    assert not shown[0] & shown[1]
+
+
+def cell(name: str) -> Cell:
+    return Cell(Path(name), name, {}, {}, (), None, {})
+
+
+def test_between_two_scales_of_the_curve() -> None:
+    curve = {1.0: cell("a"), 3.0: cell("b"), 7.0: cell("c")}
+    found, _ = on_curve(curve, 4.0)
+    assert found is not None
+    assert [c.name for c in found.cells] == ["b", "c"]
+    assert found.weights == (0.75, 0.25)
+    exact, _ = on_curve(curve, 3.0)
+    assert exact is not None
+    assert [c.name for c in exact.cells] == ["b"]
+    assert on_curve(curve, 7.5)[0] is None
+    assert "outside the curve" in on_curve(curve, 0.5)[1]
+
+
+# --- the table of methods ---------------------------------------------------------------------------------------------
+
+
+def table() -> list[Any]:
+    entries = {}
+    for name in ("zoo", "combined"):
+        entries |= OmegaConf.load(CONF / "methods" / f"{name}.yaml")
+    return [pytest.param(method_of(name, entry, "emoji"), id=name) for name, entry in entries.items()]
+
+
+def test_every_method_of_the_table_can_be_made() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for method in (param.values[0] for param in table()):
+            plain = compose("sample", overrides=list(method.overrides)).guidance
+            assert method.scale_of(OmegaConf.to_container(plain)) is not None or method.name == "autoguidance"
+            made = {repr(build.guidance(plain))}
+            if method.values:
+                knob = compose("sample", overrides=[*method.overrides, f"{method.knob}={method.values[-1]}"]).guidance
+                made.add(repr(build.guidance(knob)))
+                assert len(method.values) == len(made) == 2, method.name
+
+
+def test_nominal_scales() -> None:
+    method = Method("x", (), None, (), None, True)
+    assert method.scale_of({"scale": 3.0, "inner": {"inner": {"scale": 7}, "scale": 2}}) == 7
+    assert method.scale_of({"strength": 3.0}) is None
+    assert Method("x", (), None, (), 7.5, False).scale_of({"scale": 0.6}) == 7.5
+
+
+def test_changes_are_overrides_that_hydra_reads() -> None:
+    new = {"a": 1.5, "b": "it's, a [fish]", "c": None, "d": [1, "x y"], "e": {"f": True, "g": "a/b.txt"}, "h": "null"}
+    old = {"a": 1, "b": "", "c": 3, "d": [], "e": {"f": False}, "h": None}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("sample", overrides=[f"+x={literal(old)}", *changes("x", old, new)])
+    assert OmegaConf.to_container(cfg.x) == new
+    assert changes("x", new, new) == []
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.data, self.links, self.inside = "", list[str](), False
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.inside = ("id", "data") in attributes
+        self.links += [value for key, value in attributes if key in ("src", "href", "srcset") and value]
+
+    def handle_data(self, data: str) -> None:
+        self.data += data if self.inside else ""
+
+
+def test_the_page_holds_all_there_is_and_needs_no_network(out: Path) -> None:
+    text = (out / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert all(link.startswith("data:") for link in page.links)
+    assert not re.search(r"@import|fetch\(|XMLHttpRequest|import\(", text)
+    data, found = json.loads(page.data), told(out)
+    assert data["duels"] == found["duels"]
+    assert data["rows"] == [row for row in found["rows"] if row["role"] != "tuning"]
+    assert set(data["pictures"]) == {row["name"] for row in data["rows"] if row["pictures"]}
+    strip = data["pictures"]["mine/defaults"]
+    assert strip["uri"].startswith("data:image/webp;base64,")
+    assert strip["count"] == len(strip["told"]) == 4
+    assert data["beside"]["interval/defaults"][-2:] == ["interval/followed", "interval/evaluations"]
+    assert "<svg" in (out / "frontier.svg").read_text()
+
+
+@pytest.mark.browser
+def test_the_ranking_in_a_browser(out: Path) -> None:
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium is installed")
+    sync = pytest.importorskip("playwright.sync_api", reason="the extra browser is not installed")
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])  # for root
+        page, errors = browser.new_page(), list[str]()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto((out / "report.html").resolve().as_uri())
+        order = [page.locator("tbody th").all_inner_texts()]
+        page.get_by_role("button", name="method", exact=True).click()
+        order.append(page.locator("tbody th").all_inner_texts())
+        assert order[1] == sorted(order[0])
+        page.fill("#filter", "mine")
+        page.uncheck("#curve")
+        assert page.locator("tbody th").all_inner_texts() == ["mine"]
+        page.get_by_role("button", name="mine", exact=True).click()
+        assert page.locator(".strips img").count() >= 3
+        page.select_option("#view", "followed")
+        assert "wins" in page.locator("tbody tr").first.inner_text()
+        assert not errors
+        browser.close()

@@ -1,5 +1,6 @@
 """What can be trained on drawings: the vector autoencoder, and the judge."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from ldm.files.vectors import write_vector_autoencoder
 from ldm.svg.autoencoder import VectorAutoencoder
 from ldm.svg.sequences import END, KINDS, USED, decode_commands
 
-COMPONENTS = 20_000  # drawings, at most, whose principal components the autoencoder begins with
+COMPONENTS = 20_000  # drawings, repeated if there are fewer, with whose components the autoencoder begins
 PADDING = 0.05  # the weight of an END after the first one, in the loss of the kinds
 
 
@@ -40,7 +41,8 @@ class VectorAutoencoderPart(Part):
             found, wanted = drawings.kinds.shape[1], self.config.commands
             raise UserError(f"drawings of {found} commands, part.autoencoder.commands={wanted}: they must be equal")
         self.network: VectorAutoencoder = VectorAutoencoder(self.config)
-        some = drawings.sequences(spread(drawings.count, COMPONENTS))
+        many = spread(drawings.count, COMPONENTS).repeat(math.ceil(COMPONENTS / drawings.count))
+        some = drawings.sequences(many[:COMPONENTS])
         self.network.begin_with_components(moved(some, cfg.scaled, cfg.shifted, torch.Generator().manual_seed(0)))
         self.drawings = drawings
         self.argument_weight, self.kl_weight = cfg.argument_weight, cfg.kl_weight

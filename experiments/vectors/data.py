@@ -28,7 +28,7 @@ from ldm.svg.geometry import canonical
 from ldm.svg.sequences import KINDS, USED, encode_commands, length
 
 STEP = 0.001  # units of the box: what stored coordinates are rounded to, as in SVG text
-EDITION = "1"  # of the preparation: another one is stored apart
+EDITIONS = {"fonts": 1, "icons": 2}  # of the preparation: another one is stored apart
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,8 @@ def prepare(source: Source, folder: Path, cache: Path, processes: int = 1) -> di
 def stored_at(source: Source, package: Package, cache: Path) -> Path:
     """Returns the file of a prepared package: its name is of all that the content depends on."""
     limits = [source.classes == "characters", source.packages[package.name], source.stroke, source.paths]
-    key = json.dumps([EDITION, *limits, source.commands, SIDE, sha256(package.file)])
+    edition = EDITIONS["fonts" if source.classes == "characters" else "icons"]
+    key = json.dumps([str(edition), *limits, source.commands, SIDE, sha256(package.file)])
     return cache / f"drawings-{package.short}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.npz"
 
 

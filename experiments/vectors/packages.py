@@ -1,6 +1,7 @@
 """Packages of fonts and icons as `npm pack` leaves them: where they lie, what is in them, under which licence."""
 
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -70,7 +71,8 @@ def credit(package: Package) -> dict[str, str]:
     """Returns whose work a package is: name, title, authors, licence (its SPDX name)."""
     if package.name.startswith("@fontsource/"):
         about, (licence,) = package.json("metadata.json"), package.read("LICENSE")
-        authors = licence.decode(errors="replace").splitlines()[0].partition("(http")[0].strip()
+        authors = licence.decode(errors="replace").splitlines()[0].partition("(http")[0]
+        authors = re.sub(r"\s*[(<]\S+@\S+[)>]", "", authors).strip()
         return {"name": package.name, "title": about["family"], "authors": authors, "licence": about["license"]["type"]}
     about = package.json("info.json")
     return {

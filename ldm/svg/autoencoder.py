@@ -17,6 +17,7 @@ from ldm.layers import Linear
 from ldm.svg.drawing import Drawing
 from ldm.svg.sequences import ARGUMENTS, COLUMNS, KINDS, decode_commands
 
+LEAST_VARIANCE = 1e-6  # of a component, so that what drawings lack is not blown up
 FIRST_LOGVAR = -3.0  # of q, with which training begins
 
 
@@ -76,7 +77,7 @@ class VectorAutoencoder(nn.Module):
 
     @torch.no_grad()
     def begin_with_components(self, sequences: Tensor) -> None:
-        """Sets the weights with which training begins, from N sequences [N, L, COLUMNS], N above d.
+        """Sets the weights with which training begins, from sequences [N, L, COLUMNS].
 
         A latent's mean is the sequence's principal components, each divided by the root of its standard deviation: the
         large ones stay the large ones, the small ones rise above the noise of q. Both MLPs begin by saying nothing.
@@ -86,7 +87,7 @@ class VectorAutoencoder(nn.Module):
         covariance = (flat - centre).T @ (flat - centre) / len(flat)
         variances, directions = torch.linalg.eigh(covariance)
         width = self.config.latent_width
-        directions, roots = directions.flip(1)[:, :width], variances.flip(0)[:width].clamp(min=1e-8) ** 0.25
+        directions, roots = directions.flip(1)[:, :width], variances.flip(0)[:width].clamp(min=LEAST_VARIANCE) ** 0.25
         self.to_latent.weight.copy_((directions / roots).T)
         self.to_latent.bias.copy_(-(directions / roots).T @ centre)
         self.from_latent.weight.copy_(directions * roots)

@@ -88,7 +88,7 @@ def canonical(drawing: Drawing) -> Drawing:
         paths = [reversed_path(path) for path in paths]
     if drawing.stroke is not None:
         paths = [clockwise(path) for path in paths]
-    return replace(drawing, paths=tuple(sorted(map(from_the_top, paths), key=lambda path: height(path.start))))
+    return replace(drawing, paths=tuple(sorted(map(from_the_top, paths), key=place)))
 
 
 def simplified(path: Subpath) -> Subpath | None:
@@ -134,6 +134,11 @@ def from_the_top(path: Subpath) -> Subpath:
     first = min(range(len(path.segments)), key=lambda i: height(path.segments[i].end))
     segments = (*path.segments[first + 1 :], *path.segments[: first + 1])
     return Subpath(path.segments[first].end, segments, closed=True)
+
+
+def place(path: Subpath) -> tuple[float, float]:
+    """Returns what orders paths: where they start, and where their first segments end."""
+    return height(path.start), height(path.segments[0].end)
 
 
 def height(point: Point) -> float:

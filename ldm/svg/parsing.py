@@ -131,8 +131,7 @@ def view(attributes: dict[str, str]) -> svgelements.Matrix:
     """Returns the matrix from the units of the <svg> element to those of the box."""
     box = numbers(attributes.get("viewBox", ""))
     if not box:
-        size = {side: attributes.get(side, "").removesuffix("px") for side in ("width", "height")}
-        box = [0.0, 0.0, length(size, "width"), length(size, "height")]
+        box = [0.0, 0.0, length(attributes, "width"), length(attributes, "height")]
     if len(box) != 4 or min(box[2:]) <= 0:
         raise ValueError("no view box: viewBox, or width and height, must give a size")
     left, top, width, height = box
@@ -172,7 +171,7 @@ def painted(element: Element, style: Style) -> Iterator[tuple[list[Subpath], flo
 
 def width_of(style: Style) -> float:
     """Returns the width of a stroke in units of the box."""
-    width = length({"stroke-width": style.stroke_width.removesuffix("px")}, "stroke-width")
+    width = length({"stroke-width": style.stroke_width}, "stroke-width")
     return width * math.sqrt(abs(style.matrix.determinant))
 
 
@@ -286,16 +285,36 @@ def joined(start: Point | None, segments: list[Segment], closed: bool) -> Iterat
 def segments_of(piece: svgelements.PathSegment, matrix: svgelements.Matrix) -> list[Segment]:
     """Returns a line, a Bezier curve or an arc as lines and cubic curves."""
     if isinstance(piece, svgelements.Arc):
-        if piece.rx == 0 or piece.ry == 0 or piece.start == piece.end and piece.sweep == 0:
-            return [Segment(mapped(piece.end, matrix))]
-        quarters = math.ceil(abs(piece.sweep) / (math.pi / 2) - 1e-6)
-        return [curve for cubic in piece.as_cubic_curves(max(quarters, 1)) for curve in segments_of(cubic, matrix)]
+        return arc_curves(piece, matrix)
     if isinstance(piece, svgelements.CubicBezier):
         return [curve(piece.control1, piece.control2, piece.end, matrix)]
     if isinstance(piece, svgelements.QuadraticBezier):
         one, two = (end + (piece.control - end) * (2 / 3) for end in (piece.start, piece.end))
         return [curve(one, two, piece.end, matrix)]
     return [Segment(mapped(piece.end, matrix))]
+
+
+def arc_curves(arc: svgelements.Arc, matrix: svgelements.Matrix) -> list[Segment]:
+    """Returns an elliptical arc as cubic curves of up to a quarter each, off by 2.7e-4 of its radius at most."""
+    if arc.rx == 0 or arc.ry == 0 or arc.sweep == 0:
+        return [Segment(mapped(arc.end, matrix))]
+    count = math.ceil(abs(arc.sweep) / (math.pi / 2) - 1e-6)
+    start, step = arc.get_start_t(), arc.sweep / count
+    handle = 4 / 3 * math.tan(step / 4)
+    cos, sin = math.cos(arc.get_rotation()), math.sin(arc.get_rotation())
+
+    def at(x: float, y: float) -> svgelements.Point:  # of the unit circle
+        x, y = arc.rx * x, arc.ry * y
+        return svgelements.Point(arc.center.x + cos * x - sin * y, arc.center.y + sin * x + cos * y)
+
+    curves = []
+    for i in range(count):
+        a, b = start + i * step, start + (i + 1) * step
+        one = at(math.cos(a) - handle * math.sin(a), math.sin(a) + handle * math.cos(a))
+        two = at(math.cos(b) + handle * math.sin(b), math.sin(b) - handle * math.cos(b))
+        end = arc.end if i == count - 1 else at(math.cos(b), math.sin(b))
+        curves.append(curve(one, two, end, matrix))
+    return curves
 
 
 def curve(

@@ -20,7 +20,7 @@ FORBIDDEN = ("open", "socket.", "urllib.", "subprocess.", "os.", "exec", "compil
 HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 24 24">'
 WHOLE = [
     f'{HEAD}<path d="M1 1h10v10a5 3 20 0 1-4 4zM3 3q2 2 4 0t4 0s1 1 2 2z" fill-rule="evenodd"/></svg>',
-    f'{HEAD}<g fill="none" stroke="red" stroke-width="2"><path d="M3 12h.01M5.5.5.25 6e-1"/><circle cx="9" cy="9" r="2"/></g></svg>',
+    f'{HEAD}<g fill="none" stroke="red" stroke-width="2"><path d="M3 12h.01M5.5.5.25 6e-1"/><circle r="2"/></g></svg>',
     f'{HEAD}<rect x="1" y="2" width="9" height="7" rx="2" transform="rotate(30 12 12) scale(.5)"/></svg>',
     f'{HEAD}<title>an icon</title><polygon points="1,1 20,3 7 19"/><ellipse cx="9" cy="9" rx="4" ry="2"/></svg>',
     f'{HEAD}<g stroke="#000" style="fill:none;stroke-width:1.5px"><line x1="1" y1="2" x2="3" y2="9"/></g></svg>',

@@ -228,6 +228,8 @@ def tell_dtype(model: LatentDiffusion) -> None:
 def check_classifiers(guidance: Guidance, model: LatentDiffusion) -> None:
     """Puts the networks of a guidance on the model's device. Raises UserError for a classifier of other latents."""
     for name, network in modules_in(guidance, "guidance").items():
+        if model.config.latents == "drawings":
+            raise UserError(f"{name}: is a network that looks at pictures, and this model makes drawings")
         network.to(model.device)
         ours = model.config.autoencoder.latent_channels, model.config.autoencoder.scale
         if isinstance(network, LatentClassifier) and (network.config.latent_channels, network.config.scale) != ours:

@@ -1,6 +1,6 @@
 """Every guidance on latents that are vectors [B, d], under a transformer told a class: it works, or says why not."""
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -9,12 +9,14 @@ from hydra.utils import instantiate
 from tiny import DRAWN, tiny_model
 from torch import Tensor
 
-from experiments.files import CONF
-from guidance import Guidance, Unfit, guided
+from experiments.files import CONF, UserError
+from experiments.run import build
+from guidance import ClassifierFree, Guidance, Unfit, guided
 from ldm.config import ModelConfig
 from samplers import ImageNoise, KeyedNoise, Schedule, as_x_0, ddim
 
-NAMES = sorted(path.stem for path in (CONF / "guidance").glob("*.yaml"))
+OF_PICTURES = {"classifier", "clip"}  # networks of their own, which `check_classifiers` refuses
+NAMES = sorted({path.stem for path in (CONF / "guidance").glob("*.yaml")} - OF_PICTURES)
 SETTINGS = {
     "multistage": ["guidance.stages=[{prompt: A, steps: 2}, {prompt: B, steps: 2}]"],
     "composable": ["guidance.others=[{prompt: B, weight: 2}]"],
@@ -55,3 +57,16 @@ def test_guidance(name: str) -> None:
     assert out.shape == (2, 12) and out.isfinite().all()
     sliced = replace(DRAWN, dit=replace(DRAWN.dit, tokens=3))
     assert drawn(sliced, made(name)).isfinite().all()
+
+
+@dataclass(frozen=True)
+class Holding(ClassifierFree):
+    """A guidance with a network of its own."""
+
+    network: torch.nn.Module = field(default_factory=lambda: torch.nn.Linear(1, 1))
+
+
+def test_networks_that_look_at_pictures_are_refused() -> None:
+    build.check_classifiers(Holding(), tiny_model())
+    with pytest.raises(UserError, match="guidance.network: is a network that looks at pictures"):
+        build.check_classifiers(Holding(), tiny_model(DRAWN))

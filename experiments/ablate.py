@@ -23,7 +23,7 @@ def main(cfg: DictConfig) -> None:
     try:
         cell.note()
         results, missing = measure_cell(cfg, cell.folder)
-        cell.note(measures=written(cfg), unmeasured=missing)
+        cell.note(measures=written(cfg, cell.axes), unmeasured=missing)
     except Exception as error:
         files.write(cell.folder / "error.txt", f"{type(error).__name__}: {error}\n")
         progress.cell_failed()
@@ -34,16 +34,11 @@ def main(cfg: DictConfig) -> None:
     progress.cell_done(cell.sweep, cell.folder)
 
 
-def run() -> None:
-    """Runs the cells, and writes the report of what there is, whatever became of them."""
+if __name__ == "__main__":
     try:
         cli.run(main, "ablate")
-    finally:
+    finally:  # whatever became of the jobs
         progress.close()
         for folder in Begun.folders:
             if (folder / "sweep.json").exists():
                 print(f"the report: {write_page(folder)}")
-
-
-if __name__ == "__main__":
-    run()

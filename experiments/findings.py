@@ -10,7 +10,7 @@ from experiments.run import cli
 from experiments.sweeps.claims import verdicts
 from experiments.sweeps.folder import open_sweep, with_planned
 from experiments.sweeps.provenance import not_alike
-from experiments.sweeps.tables import claims_table, panels, side_by_side, summary_of, with_table
+from experiments.sweeps.tables import claims_table, panels, side_by_side, summary_of, values_table, with_table
 
 
 def main(cfg: DictConfig) -> None:
@@ -29,7 +29,9 @@ def main(cfg: DictConfig) -> None:
             write(out / f"{sweep.name}.svg", side_by_side(drawn))
         if (out / "RESULTS.md").exists():
             text = (out / "RESULTS.md").read_text(encoding="utf-8")
-            write(out / "RESULTS.md", with_table(text, sweep.name, claims_table(found)))
+            text = with_table(text, sweep.name, claims_table(found))
+            values = "\n\n".join(values_table(sweep, asked) for asked in sweep.page.get("tables", []))
+            write(out / "RESULTS.md", with_table(text, f"{sweep.name} values", values))
         for line in not_alike(sweep):
             say(f"warning: {sweep.name}: {line}")
         print(f"{sweep.name}: {len(sweep.cells)} cells, {len(found)} claims")

@@ -42,7 +42,8 @@ def save_gif(frames: Sequence[Image.Image], path: Path, durations: Sequence[int]
 def webp_uri(image: Image.Image, quality: int) -> str:
     """Returns a picture as WebP in a data URI."""
     file = io.BytesIO()
-    image.save(file, format="WEBP", lossless=max(image.size) <= LOSSLESS, quality=quality)
+    lossless = max(image.size) <= LOSSLESS
+    image.save(file, format="WEBP", lossless=lossless, quality=quality, method=2)  # half the time, a few % more bytes
     return data_uri("image/webp", file.getvalue())
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -133,7 +132,8 @@ def edit_features(h: Tensor, name: str, kind: str, edits: FeatureEdits) -> Tenso
 
 
 def split(x: Tensor, heads: int) -> Tensor:
-    return rearrange(x, "B L (H c) -> B H L c", H=heads)
+    """Channels [B, L, H c] by heads [B, H, L, c]."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -153,7 +153,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, condition: Condition, size: tuple[int, int], edits: AttentionEdits) -> Tensor:
         k, v = self.keys_and_values(x) if self.kind == "self" else self.of_tokens(condition)
         h = attend(split(self.to_q(x), self.heads), k, v, Site(self.name, self.kind, *size), edits)
-        return self.to_out(rearrange(h, "B H P c -> B P (H c)"))
+        return self.to_out(h.transpose(1, 2).flatten(2))
 
     def keys_and_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Both [B, H, L, c]."""
@@ -171,7 +171,8 @@ class Attention(nn.Module):
         if torch.is_grad_enabled() and (tokens.requires_grad or any(p.requires_grad for p in self.parameters())):
             return self.keys_and_values(tokens)
         if self not in kept or kept[self][0] is not tokens:  # as where a condition was replaced in its tokens alone
-            kept[self] = (tokens, *self.keys_and_values(tokens))
+            k, v = self.keys_and_values(tokens)
+            kept[self] = (tokens, k.contiguous(), v.contiguous())
         return kept[self][1:]
 
 
@@ -184,8 +185,7 @@ class GEGLU(nn.Module):
         self.proj_out = Linear(4 * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj_in(x).chunk(2, dim=-1)
-        return self.proj_out(value * F.gelu(gate))
+        return self.proj_out(cpu.geglu(x, self.proj_in.weight, self.proj_in.bias))
 
 
 class TransformerBlock(nn.Module):

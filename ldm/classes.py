@@ -35,12 +35,13 @@ class ClassTable(nn.Module):
         rows = {"": self.null} | {name: row for row, name in enumerate(self.names)}
         for name in names:
             if name not in rows:
-                raise Unfit(f"there is no class {name!r}: {self.near(name)}")
+                raise Unfit(f"there is no class {name!r}: {nearest(name, self.names)}")
         return torch.tensor([rows[name] for name in names])
 
-    def near(self, name: str) -> str:
-        """Returns what to ask for in the place of an unknown name, in words."""
-        found = get_close_matches(name, self.names, n=3, cutoff=0.5)
-        if found:
-            return f"near it are {', '.join(found)}"
-        return f"there are {', '.join(self.names[:5])}" + (f" and {self.null - 5} more" if self.null > 5 else "")
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """Returns what to ask for in the place of an unknown name, in words."""
+    found = get_close_matches(name, names, n=3, cutoff=0.5)
+    if found:
+        return f"near it are {', '.join(found)}"
+    return f"there are {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -86,6 +86,15 @@ class ClassesConfig:
 
 
 @dataclass(frozen=True)
+class BoxesConfig:
+    """An encoder of labelled boxes, a token each, which the network is told of in the place of a text."""
+
+    names: tuple[str, ...] = ()  # labels
+    width: int = 512
+    most: int = 30  # boxes
+
+
+@dataclass(frozen=True)
 class ScheduleConfig:
     """The numbers of the noise schedule the network was trained with; samplers.Schedule turns them into tensors."""
 
@@ -95,6 +104,7 @@ class ScheduleConfig:
     beta_end: float = 0.012
     zero_terminal_snr: bool = False  # betas rescaled so that alpha_bar is 0 at the last timestep
     shift: float = 1.0  # of a flow: s becomes shift s / (1 + (shift - 1) s)
+    times: str = "logit_normal"  # or "uniform": of a flow in training; no file of weights tells it
     prediction: str = "eps"  # or "v", "x0", "flow"; "" where a file does not say
     spacing: str = "leading"  # or "trailing", "linspace"
     steps_offset: int = 1  # added to leading timesteps
@@ -109,10 +119,11 @@ class ModelConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     image_size: int = 512  # pixels; the size it was trained at
     # what it is made of; the configs of the others are of no use
-    condition: str = "text"  # what the denoiser is told: or "classes", "nothing"
+    condition: str = "text"  # what the denoiser is told: or "classes", "boxes", "nothing"
     denoiser: str = "unet"  # or "dit"
     latents: str = "images"  # of what: or "drawings", which are vectors [B, d]
     classes: ClassesConfig = ClassesConfig()
+    boxes: BoxesConfig = BoxesConfig()
     dit: DiTConfig = DiTConfig()
     drawings: VectorAutoencoderConfig = VectorAutoencoderConfig()
     stroke: float | None = None  # of drawings: the width of all lines, in units of their box; None: filled shapes

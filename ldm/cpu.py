@@ -12,7 +12,12 @@ ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 FEW_ROWS = 16  # of a float32 product, up to which oneDNN's overhead is longer than its gain
 FEW_CELLS = 0.2  # of all rows, per output channel, up to which a convolution is faster as one matrix product
 SMALL_GRID = 1024  # cells, below which torch norms a channels-last grid by a slower kernel
+VECTOR = 16  # values in 16 bits, of whose multiples torch's norm and softmax are fast
+NORM_SLICE = 2**18  # values, which a core's cache holds in float32
+WEIGHTS_SLICE = 2**20  # of attention, which a core's cache holds in 16 bits
+FEW_WEIGHTS = 2**15  # of attention, below which the calls take longer than the work
 MANY_WEIGHTS = 2**25  # of attention, which would take too much memory if they were stored for a gradient
+MANY_ROWS = 512  # of a product, from which two of them take no longer than one of twice the width
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -51,26 +56,56 @@ def conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor | None:
 def group_norm(layer: nn.GroupNorm, x: Tensor) -> Tensor | None:
     """The norm in float32, or None where torch's own is as fast.
 
-    In 16 bits and channels-last, torch's kernel is slow on small grids, and its gradient on all of them.
+    In 16 bits and channels-last, torch's kernel is slow on small grids, and its gradient on all of them; not where the
+    channels of a group fill its vectors. Slices of the batch stay in the cache between the three passes over them.
     """
     if x.device.type != "cpu" or x.dtype.itemsize > 2 or torch.compiler.is_compiling():
         return None
     learns = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
-    if not learns and x.shape[2:].numel() >= SMALL_GRID:
+    if not learns and (x.shape[2:].numel() >= SMALL_GRID or x.shape[1] // layer.num_groups % VECTOR == 0):
         return None
-    return F.group_norm(x.float(), layer.num_groups, layer.weight.float(), layer.bias.float(), layer.eps).to(x.dtype)
+    weight, bias = layer.weight.float(), layer.bias.float()
+
+    def norm(part: Tensor) -> Tensor:
+        return F.group_norm(part.float(), layer.num_groups, weight, bias, layer.eps).to(x.dtype)
+
+    rows = max(NORM_SLICE // x[0].numel(), 1)
+    return norm(x) if learns or rows >= len(x) else torch.cat([norm(part) for part in x.split(rows)])
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Tensor:
-    """Attention [..., P, c] of queries [..., P, c] over keys and values [..., L, c].
+    """Attention [B, H, P, c] of queries [B, H, P, c] over keys and values [B, H, L, c].
 
-    With gradients in 16 bits it is two products: torch's fused kernel has a gradient that takes five times as long.
+    In 16 bits it is two products: torch's fused kernel takes up to 2.5 times as long, and its gradient five times.
     """
+    weights = q.shape[:-1].numel() * k.shape[-2]
     tracked = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    slow = q.device.type == "cpu" and q.dtype.itemsize <= 2 and tracked and not torch.compiler.is_compiling()
-    if not slow or q.shape[:-1].numel() * k.shape[-2] > MANY_WEIGHTS:
+    slow = q.device.type == "cpu" and q.dtype.itemsize <= 2 and not torch.compiler.is_compiling()
+    if not slow or not (weights <= MANY_WEIGHTS if tracked else weights >= FEW_WEIGHTS):
         return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal)
-    weights = q * q.shape[-1] ** -0.5 @ k.mT
-    if is_causal:
-        weights = weights + torch.full(weights.shape[-2:], float("-inf"), dtype=weights.dtype).triu(1)
-    return weights.softmax(dim=-1).to(v.dtype) @ v
+    shape, mask = q.shape[:2], q.new_full((q.shape[-2], k.shape[-2]), float("-inf")).triu(1) if is_causal else None
+    parts = [x.flatten(0, 1) for x in (q, k, v)]
+    heads = len(parts[0]) if tracked else max(WEIGHTS_SLICE * len(parts[0]) // weights, 1)
+    out = [products(q, k, v, mask) for q, k, v in zip(*(part.split(heads) for part in parts), strict=True)]
+    return (out[0] if len(out) == 1 else torch.cat(out)).unflatten(0, shape)
+
+
+def products(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention [N, P, c] as products; a mask [P, L] is added to the scores, which are rounded to 16 bits."""
+    added = q.new_zeros(1, 1) if mask is None else mask
+    scores = torch.baddbmm(added, q, k.mT, beta=int(mask is not None), alpha=q.shape[-1] ** -0.5)
+    if k.shape[-2] % VECTOR and not scores.requires_grad:  # torch's softmax in 16 bits takes three times as long
+        return scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype) @ v
+    return scores.softmax(dim=-1) @ v
+
+
+def geglu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """value * gelu(gate) of value and gate side by side in x @ weight.T + bias.
+
+    Of many rows in 16 bits they are two products: the halves of one are strided, on which gelu takes twice as long.
+    """
+    if x.dtype.itemsize > 2 or x.shape[:-1].numel() < MANY_ROWS or not plain(x, weight, bias):
+        value, gate = linear(x, weight, bias).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+    value, gate = (linear(x, *half) for half in zip(weight.chunk(2), bias.chunk(2), strict=True))
+    return F.gelu(gate).mul_(value)

@@ -1,13 +1,14 @@
 """A latent diffusion model as one value."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ldm.autoencoder import Autoencoder
+from ldm.boxes import BoxEncoder
 from ldm.classes import ClassTable
 from ldm.condition import Condition, Conditions, Sizes, Unfit, no_noise
 from ldm.config import ModelConfig
@@ -30,12 +31,14 @@ def autoencoder_of(config: ModelConfig) -> Autoencoder | VectorAutoencoder:
     return VectorAutoencoder(config.drawings) if config.latents == "drawings" else Autoencoder(config.autoencoder)
 
 
-def encoder_of(config: ModelConfig) -> TextEncoder | TextEncoderPair | ClassTable | None:
+def encoder_of(config: ModelConfig) -> TextEncoder | TextEncoderPair | ClassTable | BoxEncoder | None:
     """Returns what turns prompts into conditions, with its initial weights."""
     if config.condition == "nothing":
         return None
     if config.condition == "classes":
         return ClassTable(config.classes)
+    if config.condition == "boxes":
+        return BoxEncoder(config.boxes)
     return TextEncoderPair(config.text, config.text_2) if config.text_2 else TextEncoder(config.text)
 
 
@@ -45,14 +48,14 @@ class LatentDiffusion:
 
     unet          the network that denoises: a U-Net, or a diffusion transformer
     autoencoder   of images, or of vector drawings
-    text_encoder  what turns a prompt into a condition: of a text, a table of classes whose names are the prompts, or
-                  nothing, where the only prompt is ""
+    text_encoder  what turns a prompt into a condition: of a text, a table of classes whose names are the prompts, an
+                  encoder of layouts that the prompts tell, or nothing, where the only prompt is ""
     An autoencoder whose activations overflow float16 is in float32 beside networks in float16.
     """
 
     unet: UNet | DiT
     autoencoder: Autoencoder | VectorAutoencoder
-    text_encoder: TextEncoder | TextEncoderPair | ClassTable | None
+    text_encoder: TextEncoder | TextEncoderPair | ClassTable | BoxEncoder | None
     config: ModelConfig
 
     @property
@@ -80,6 +83,8 @@ class LatentDiffusion:
         if isinstance(self.text_encoder, ClassTable):
             condition: Condition = self.text_encoder(self.text_encoder.ids(prompts).to(self.device))
             return condition
+        if isinstance(self.text_encoder, BoxEncoder):
+            return self.text_encoder.condition(prompts)
         read = self.tokenizer(list(prompts))
         tokens, pooled = self.text_encoder.tokens_and_pooled(read.ids.to(self.device))
         empty = torch.tensor([not prompt.strip() for prompt in prompts], device=self.device)[:, None]
@@ -101,6 +106,9 @@ class LatentDiffusion:
         """Raises Unfit for a prompt that the model cannot be told: a class that it does not know, or any at all."""
         if isinstance(self.text_encoder, ClassTable):
             self.text_encoder.ids(prompts)
+        elif isinstance(self.text_encoder, BoxEncoder):
+            for prompt in prompts:
+                self.text_encoder.boxes(prompt)
         elif self.text_encoder is None and any(prompts):
             raise Unfit(f"this model is told nothing: leave out {next(filter(None, prompts))!r}")
 
@@ -110,17 +118,19 @@ class LatentDiffusion:
         negative: Sequence[str] | None = None,
         noise: Callable[[str, tuple[int, ...]], Tensor] = no_noise,
         sizes: Sizes | None = None,
+        channels: Tensor | None = None,
     ) -> Conditions:
         """What a guidance draws on, for a batch of images with these prompts.
 
         negative  negative prompts, one per image; empty by default
         noise     the images' own streams, for guidances that draw: samplers.KeyedNoise(seeds)
         sizes     see `condition`
+        channels  [B, C, h, w], concatenated to x_t under every prompt, the negative one too: a mask, a picture
         """
 
         @lru_cache
         def encoded(texts: tuple[str, ...]) -> Condition:
-            return self.condition(texts, sizes)
+            return replace(self.condition(texts, sizes), channels=channels)
 
         def encode(texts: str | Sequence[str]) -> Condition:
             return encoded((texts,) * len(prompts) if isinstance(texts, str) else tuple(texts))
@@ -140,6 +150,11 @@ class LatentDiffusion:
             return (self.config.latent_channels,)
         down = self.config.downscale
         return self.config.latent_channels, height // down, width // down
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Latents [B, C, h, w], in float32, of images [B, 3, H, W] in [0, 1]: the means of the posterior."""
+        assert isinstance(self.autoencoder, Autoencoder), "drawings are sequences, and no images"
+        return self.autoencoder.encode((2 * images - 1).to(self.device, self.dtype))[0].float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] of latents [B, C, h, w]; in slices, for a large batch takes much memory."""

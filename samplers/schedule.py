@@ -26,6 +26,7 @@ KINDS = ("linear", "scaled_linear", "cosine")
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")  # whole training timesteps
 SIGMA_SPACINGS = ("karras", "exponential", "ays")  # noise levels, between training timesteps too
 FINALS = ("first", "clean")
+TIMES = ("logit_normal", "uniform")  # of a flow in training
 RHO = 7  # Karras et al. 2022, eq. 5 and table 1
 # Align Your Steps (Sabour et al. 2024), 10 steps for Stable Diffusion, in timesteps of T = 1000
 AYS = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24)
@@ -111,7 +112,7 @@ class Schedule:
         if numbers.kind == "flow" and numbers.prediction == "eps":
             raise ValueError("prediction=eps on a flow: eps says nothing of x_0 where no signal is left; use flow")
         if numbers.kind == "flow":
-            return Flow(numbers.shift, numbers.num_timesteps)
+            return Flow(numbers.shift, numbers.num_timesteps, numbers.times)
         if numbers.zero_terminal_snr and numbers.prediction == "eps":
             raise ValueError("prediction=eps with zero_terminal_snr: eps says nothing of x_0 where no signal is left")
         return Schedule(
@@ -233,12 +234,17 @@ class Flow:
     """A rectified flow (Liu et al. 2022) in the form of Stable Diffusion 3: x_t = (1 - s) x_0 + s eps, t = 1000 s.
 
     shift  k: sampling steps and training times go to s = k s / (1 + (k - 1) s), once (Esser et al. 2024, eq. 23)
+    times  of training, before the shift: "logit_normal", the sigmoid of a standard normal number (Esser et al. 2024,
+           section 3.1), or "uniform" (Liu et al. 2022)
     """
 
     shift: float = 1.0
     num_timesteps: int = 1000
+    times: str = "logit_normal"
 
     def __post_init__(self) -> None:
+        if self.times not in TIMES:
+            raise ValueError(f"times={self.times}: must be {' or '.join(TIMES)}")
         if not 0 < self.shift < math.inf:
             raise ValueError(f"shift={self.shift}: must be a number above 0")
 
@@ -253,8 +259,10 @@ class Flow:
         return 1 - s, s
 
     def draw_t(self, count: int, g: torch.Generator) -> Tensor:
-        """Training times [count] in 0 .. T, logit-normal and then shifted (Esser et al. 2024, section 3.1)."""
-        return self.num_timesteps * self.shifted(torch.randn(count, generator=g).sigmoid())
+        """Training times [count] in 0 .. T, of the distribution that `times` names, then shifted."""
+        logit_normal = self.times == "logit_normal"
+        s = torch.randn(count, generator=g).sigmoid() if logit_normal else torch.rand(count, generator=g)
+        return self.num_timesteps * self.shifted(s)
 
     def shifted(self, s: Any) -> Any:
         """s after the shift, a number or a tensor."""

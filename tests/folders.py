@@ -57,7 +57,7 @@ def metric(name: str, **settings: object) -> dict[str, dict]:
     classes = {"judge": "JudgeMetric", "clip_score": "ClipScore", "pick_score": "PickScore", "frechet": "Frechet"}
     classes |= {"inception_score": "InceptionScore", "alpha_fid": "AlphaFid", "word_choice": "WordChoice"}
     classes |= {"object_shares": "ObjectShares", "effective_scale": "EffectiveScale", "look": "Look"}
-    classes |= {"diversity": "Diversity"}
+    classes |= {"diversity": "Diversity", "convergence": "Convergence"}
     return {name: {"_target_": f"experiments.metrics.{name}.{classes[name]}", **settings}}
 
 

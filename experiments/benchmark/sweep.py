@@ -4,12 +4,12 @@ python -m experiments.benchmark.sweep OVERRIDES runs one sweep under a clock, an
 """
 
 import json
+import runpy
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from resource import RUSAGE_CHILDREN, getrusage
 from statistics import median
 from typing import Any, ClassVar
@@ -106,16 +106,16 @@ def timed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def main(overrides: Sequence[str]) -> None:
-    from experiments import ablate
     from ldm.autoencoder import Autoencoder
     from ldm.text import TextEncoder
     from ldm.unet import UNet
 
     UNet.forward, TextEncoder.forward = timed(UNet.forward), timed(TextEncoder.forward)  # type: ignore[method-assign]
     Autoencoder.decode = timed(Autoencoder.decode)  # type: ignore[method-assign]
-    sys.argv = [str(Path(ablate.__file__)), "-m", *overrides, f"+hydra.callbacks.clock._target_={__spec__.name}.Cells"]
-    sys.modules[__spec__.name] = sys.modules["__main__"]  # so that Hydra finds this clock
-    ablate.run()
+    name = __spec__.name
+    sys.argv = ["experiments/ablate.py", "-m", *overrides, f"+hydra.callbacks.clock._target_={name}.Cells"]
+    sys.modules[name] = sys.modules["__main__"]  # so that Hydra finds this clock
+    runpy.run_module("experiments.ablate", run_name="__main__")
     cells = {"cells": CLOCK.cells, "networks": CLOCK.of_cells, "before": CLOCK.before}
     print(json.dumps(cells))
 

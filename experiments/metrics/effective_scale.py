@@ -4,18 +4,15 @@ Merely raising that scale rivals most guidance methods (GA-Eval, arXiv 2602.2257
 their effective scales are equal.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from experiments.files import UserError
 from experiments.metrics import Bench, Result, Unmeasurable
+from experiments.metrics.again import job_of
 from experiments.metrics.folders import FinishedRun
 from experiments.run import draw
 from guidance import Branch, Guidance, Wrapper
@@ -111,8 +108,9 @@ class EffectiveScale:
 
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
         records = run.records[: self.pictures]
-        seen = [r[SEEN] for r in records] if all(SEEN in r for r in records) else self.again(run, bench)
-        if None in seen:
+        found = [r[SEEN] for r in records] if all(SEEN in r for r in records) else self.again(run, bench)
+        seen = [one for one in found if one is not None]
+        if len(seen) < len(found):
             raise Unmeasurable("prompt and negative prompt give the same eps: no guidance has a scale there")
         scale, cosine = (torch.tensor([one[key] for one in seen], dtype=torch.float64) for key in ("scale", "cosine"))
         captions = run.captions[: len(seen)]
@@ -127,37 +125,9 @@ class EffectiveScale:
 
     def again(self, run: FinishedRun, bench: Bench) -> list[dict[str, Any] | None]:
         """Returns what `Scales` sees of the pictures, which are drawn again."""
-        check_stored(run.config, run.folder / "run.json", self.packages)
-        config = {**run.config, "device": str(bench.device), "logger": {"name": "none"}, "shard": "0/1"}
-        job = draw.prepare(OmegaConf.create(config))
+        job = job_of(run, bench, self.packages)
         count, size, seen = min(self.pictures, len(job.request.pictures)), job.request.together, []
         for i in range(0, count, size):
             batch = draw.batch_of(job, i, min(size, count - i))
             seen += draw.draw_batch(job.machine, batch, lambda: None, [Scales()]).seen
         return [record[SEEN] for record in seen]
-
-
-def check_stored(config: Any, file: Path, packages: Sequence[str]) -> None:
-    """Raises UserError where a config of a file of results would make anything but what these packages define.
-
-    The file may be a stranger's: `_target_` may name any function that Python can reach, also by way of a module that
-    one of the packages imports, and an interpolation may hold another config. A run's own config has none.
-    """
-    if isinstance(config, str) and "${" in config:
-        raise UserError(f"{file}: {config!r}: an interpolation has no place in a finished run's config")
-    if isinstance(config, dict | list):
-        for entry in config.values() if isinstance(config, dict) else config:
-            check_stored(entry, file, packages)
-    if isinstance(config, dict) and "_target_" in config and not defined_in(config["_target_"], packages):
-        raise UserError(f"{file}: _target_: {config['_target_']}: is not of {', '.join(packages)}")
-
-
-def defined_in(target: Any, packages: Sequence[str]) -> bool:
-    """Whether a dotted name lies in one of the packages, and what it names was defined there."""
-    within = [package for package in packages if isinstance(target, str) and target.startswith(f"{package}.")]
-    try:
-        found = get_object(target) if within else None
-    except (ImportError, ValueError):
-        return False
-    home = getattr(found, "__module__", None) or ""
-    return any(f"{home}.".startswith(f"{package}.") for package in within)

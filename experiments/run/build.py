@@ -3,6 +3,7 @@
 The config is read here, once; nothing below sees it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -164,15 +165,17 @@ def machine(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
     """
     guides, draws = guidance(cfg.guidance), sampler(cfg.sampler)
     known = (load or loaded)(cfg)
+    asked = cfg.get("task") or {"name": "text"}
+    check_task(known.model, asked["name"], cfg.model.path)
     check_classifiers(guides, known.model)
-    through = steps(cfg.sampler, known.model.config.schedule)
+    through = steps(cfg.sampler, known.model.config.schedule, asked.get("strength", 1.0))
     check_start(draws, through)
     return Machine(known.model, known.others, known.networks, guides, draws, through, cfg.get("max_batch"))
 
 
 def loaded(cfg: DictConfig) -> Loaded:
     """Loads the model and the further networks of a config. Raises UserError, or OSError of a file."""
-    made = text_to_image(cfg.model, device(cfg.device), cfg.dtype)
+    made = model(cfg.model, device(cfg.device), cfg.dtype)
     tell_dtype(made)
     paths = {str(name): path for name, path in (cfg.get("networks") or {}).items() if path is not None}
     others = {name: another(made, f"networks.{name}", path) for name, path in paths.items()}
@@ -206,8 +209,7 @@ def model(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDiffusion:
 def text_to_image(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDiffusion:
     """Loads `model`, which must draw from text alone. Raises UserError for an inpainting model too."""
     made = model(cfg, device, dtype)
-    if made.config.in_channels != made.config.latent_channels:
-        raise UserError(f"{cfg.path} is an inpainting model: this verb makes pictures from text alone")
+    check_task(made, "text", cfg.path)
     return made
 
 
@@ -217,6 +219,28 @@ def picture_model(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDi
     if made.config.latents == "drawings":
         raise UserError(f"{cfg.path} makes vector drawings: this verb is about pictures")
     return made
+
+
+def check_task(model: LatentDiffusion, task: str, path: str) -> None:
+    """Raises UserError where a model's channels beside its latent are not those of the task."""
+    latent = model.config.latent_channels
+    beside = model.config.in_channels - latent
+    if model.config.latents == "drawings" and task != "text":
+        raise UserError(f"task={task}: {path} makes vector drawings, which begin at nothing but noise: task=text")
+    if task not in tasks_of(beside, latent):
+        fitting = " or ".join(f"task={name}" for name in tasks_of(beside, latent)) or "no task here"
+        kind = {0: "takes no picture beside its latent", 1 + latent: "is an inpainting model"}.get(beside)
+        kind = kind or f"takes {beside} channels beside its latent"
+        raise UserError(f"task={task}: {path} {kind}: {fitting} is for it")
+
+
+def tasks_of(beside: int, latent: int) -> list[str]:
+    """Returns the tasks of a network with so many channels beside those of its latent.
+
+    Inpainting: a mask and a masked latent. Upscaling: a small picture in RGB, and perhaps how noisy it is.
+    """
+    known = {"text": (0,), "image": (0,), "inpaint": (0, 1 + latent), "upscale": (3, 4)}
+    return [task for task, channels in known.items() if beside in channels]
 
 
 def tell_dtype(model: LatentDiffusion) -> None:
@@ -275,12 +299,21 @@ def network(unet: UNet | DiT, compile: bool) -> Network:
     return network
 
 
-def steps(cfg: DictConfig, config: ScheduleConfig) -> list[Step]:
-    """Returns the sampler group's steps through the model's schedule. Raises UserError if there are none such."""
+def steps(cfg: DictConfig, config: ScheduleConfig, strength: float = 1.0) -> list[Step]:
+    """Returns the sampler group's steps through the model's schedule, the last int(strength n) of n.
+
+    Raises UserError if there are none such.
+    """
     if type(cfg.steps) is not int:
         raise UserError(f"sampler.steps={written(cfg.steps)}: must be a whole number")
     with as_user_error("sampler: "):
-        return Schedule.of(config).steps(cfg.steps, cfg.spacing, final=cfg.final)
+        through = Schedule.of(config).steps(cfg.steps, cfg.spacing, final=cfg.final, start=strength)
+    if not through:
+        least = math.ceil(1000 / cfg.steps) / 1000
+        raise UserError(
+            f"task.strength={strength}: of {cfg.steps} steps none would be taken: at least {least:g}, or more steps"
+        )
+    return through
 
 
 def sampler(cfg: DictConfig) -> Callable[..., Moments]:

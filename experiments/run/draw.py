@@ -28,6 +28,7 @@ from experiments.run.folder import Run
 from experiments.run.logger import Logger
 from experiments.run.memory import check_memory
 from experiments.run.prompts import Prompt
+from experiments.run.tasks import Given, Task, check_resampling, given, read_task
 from experiments.vectors.raster import on_paper
 from guidance import Guidance, Stage, Unfit, guided
 from guidance.branch import name_of
@@ -45,6 +46,7 @@ class Job:
     """A request, and the machine that it was found to fit. Nothing is written yet.
 
     settings  the config, less what no picture depends on
+    task      what the pictures start from
     contents  hashes of the files that it names, see `contents`
     size      height and width in pixels
     sizes     the same and more, as models like SDXL are told of it
@@ -54,6 +56,7 @@ class Job:
 
     request: Request
     machine: Machine
+    task: Task
     settings: dict[str, Any]
     contents: dict[str, str]
     size: tuple[int, int]
@@ -70,18 +73,30 @@ def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
     settings.check(cfg)
     machine = build.machine(cfg, load)
     model = machine.model
-    request = build.request(cfg, model.config.classes.names)
+    task, request = read_task(cfg.get("task"), build.request(cfg, model.config.classes.names), model)
+    check_resampling(task, machine)
     size = build.size(model, request.height, request.width)
     sizes = build.sizes(cfg.get("task"), model, size)
     check_memory(model, size, request.together)
     shape = len(request.pictures), *model.latent_shape(*size)
     x_T = None if request.noise is None else read_noise(request.noise, shape)
     stages = build.stages(machine.guidance, machine.steps)
+    tell_start(machine, build.stages(machine.guidance, build.steps(cfg.sampler, model.config.schedule)), stages)
     build.check_prompts(model, request.prompts, stages)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     kept = {key: value for key, value in config.items() if key not in ("logger", "shard")}
     hashes = contents(request.prompts, request.noise, {"the model": model, **machine.others}, machine.guidance)
-    return Job(request, machine, kept, hashes, size, sizes, stages, x_T)
+    hashes |= task.contents
+    return Job(request, machine, task, kept, hashes, size, sizes, stages, x_T)
+
+
+def tell_start(machine: Machine, all_stages: Sequence[Stage], stages: Sequence[Stage]) -> None:
+    """Says which steps are taken where it is not all of them, and warns of a guidance's stages that are not."""
+    first, shown = machine.steps[0], {stage.prompt for stage in stages}
+    if first.i:
+        say(f"the last {len(machine.steps)} of {first.n} steps are taken")
+        for prompt in dict.fromkeys(stage.prompt for stage in all_stages if stage.prompt not in shown):
+            say(f"warning: the stage of {prompt!r} lies before them, and is never drawn")
 
 
 # --- one batch --------------------------------------------------------------------------------------------------------
@@ -93,6 +108,7 @@ class Batch:
 
     x_T    [B, ...], standard normal
     noise  () -> the next draw [B, ...] of each picture's stream, for samplers that add noise
+    given  what the run's task gives them; None: they start from x_T
     sizes  of the pictures, and what models like SDXL are told of them
     """
 
@@ -101,6 +117,7 @@ class Batch:
     x_T: Tensor
     noise: ImageNoise
     sizes: Sizes
+    given: Given | None = None
 
 
 def batch_of(job: Job, first: int, count: int) -> Batch:
@@ -108,9 +125,8 @@ def batch_of(job: Job, first: int, count: int) -> Batch:
     pictures = job.request.pictures[first : first + count]
     prompts, seeds = [job.request.prompts[p] for p, _ in pictures], [seed for _, seed in pictures]
     batch = replace(from_seeds(job.machine.model, prompts, seeds, job.size), sizes=job.sizes)
-    if job.x_T is None:
-        return batch
-    return replace(batch, x_T=job.x_T[first : first + count].to(job.machine.model.device))
+    x_T = batch.x_T if job.x_T is None else job.x_T[first : first + count].to(job.machine.model.device)
+    return replace(batch, x_T=x_T, given=given(job.task, job.machine, [p for p, _ in pictures], seeds, x_T))
 
 
 def from_seeds(model: LatentDiffusion, prompts: list[Prompt], seeds: list[int], size: tuple[int, int]) -> Batch:
@@ -126,12 +142,12 @@ def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) ->
     Raises UserError, after the last step, if latents are not finite, and names the step at which they ceased to be.
     """
     texts, negative = [prompt.text or "" for prompt in batch.prompts], [prompt.negative for prompt in batch.prompts]
-    noise = KeyedNoise(batch.seeds, machine.model.device)
-    conditions = machine.model.conditions(texts, negative, noise, sizes=batch.sizes)
+    task, noise = batch.given or Given(batch.x_T), KeyedNoise(batch.seeds, machine.model.device)
+    conditions = machine.model.conditions(texts, negative, noise, batch.sizes, task.channels)
     denoise = guided(machine.networks, guidance or machine.guidance, conditions, machine.max_batch)
     finite = []
     try:
-        for step, x_t, x_0 in machine.sampler(denoise, batch.x_T, machine.steps, noise=batch.noise):
+        for step, x_t, x_0 in task.around(machine.sampler)(denoise, task.start, machine.steps, noise=batch.noise):
             finite.append(x_t.isfinite().all())
             yield step, x_t, x_0
     except Unfit as error:
@@ -188,7 +204,8 @@ def draw_batch(
 ) -> Drawn:
     """Draws a batch, and calls `progress` after every step."""
     counted = {name: Counted(predict) for name, predict in machine.networks.items()}
-    watched = replace(machine, networks={**counted, ASIDE: machine.networks["main"]})
+    aside = {ASIDE: machine.networks["main"]} if observers else {}
+    watched = replace(machine, networks={**counted, **aside})
     guidance = reduce(lambda inner, observer: observer.around(inner), observers, machine.guidance)
     for step, x_t, x_0 in moments(watched, batch, guidance):  # noqa: B007
         progress()
@@ -197,6 +214,7 @@ def draw_batch(
     rows = sum(network.rows for network in counted.values())
     drawings = None if machine.model.config.latents == "images" else machine.model.draw(x_t)
     images = machine.model.decode(x_t).cpu() if drawings is None else on_paper(drawings, batch.sizes.target[0])
+    images = images if batch.given is None else batch.given.finished(images)
     seen: list[Record] = [{} for _ in batch.seeds]
     for observer in observers:
         seen = [one | more for one, more in zip(seen, observer.done(images), strict=True)]
@@ -247,10 +265,11 @@ def draw(job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, co
             for k, (p, seed) in enumerate(pictures):
                 prompt = request.prompts[p]
                 record = {"prompt_index": p, **prompt_record(prompt, job.stages), "seed": seed}
+                record |= job.task.about(p)
                 record |= {"evaluations": drawn.evaluations, "seconds": round(took, 4)}
                 record |= drawn.seen[k] | ({"cut": cut[p]} if p in cut else {})
                 text = drawn.texts[k] if drawn.texts else None
-                run.add(drawn.images[k], determined_by(job, prompt, seed), record, text)
+                run.add(drawn.images[k], determined_by(job, p, seed), record, text)
             logger.log({"seconds_per_image": took, "images": len(run.records)})
 
     records = run.finish(request.batches, request.save_latents)
@@ -294,9 +313,10 @@ def with_own_prompt(stages: Sequence[Stage], prompt: Prompt) -> list[Stage]:
     return [replace(stage, prompt=prompt.text) if stage.prompt is None else stage for stage in stages]
 
 
-def determined_by(job: Job, prompt: Prompt, seed: int) -> dict[str, Any]:
+def determined_by(job: Job, p: int, seed: int) -> dict[str, Any]:
     """What a picture depends on, so that equal pictures are equal files: no path, device, time or neighbours."""
-    asked, hashes = job.settings, {k: v for k, v in job.contents.items() if k != "prompts"}
+    asked, prompt = job.settings, job.request.prompts[p]
+    hashes = {k: v for k, v in job.contents.items() if k != "prompts" and k not in job.task.contents}
     told = {} if job.machine.model.config.text_2 is None else {"sizes": job.sizes.numbers}
     return {
         "prompt": prompt.text,
@@ -305,6 +325,7 @@ def determined_by(job: Job, prompt: Prompt, seed: int) -> dict[str, Any]:
         "size": job.size,
         "model": {key: asked["model"][key] for key in ("name", "prediction", "ema")},
         "contents": hashes,
+        **job.task.determining(p),
         **told,
         "batch_size": None if job.request.deterministic else job.request.batch_size,
         "guidance": without_paths(asked["guidance"]),

@@ -63,7 +63,7 @@ class Run:
         if not (self.folder / "run.json").exists():
             return now
         first = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
-        if differs := difference(first["config"], now["config"]):
+        if differs := difference(without_paths(first["config"]), without_paths(now["config"])):
             raise UserError(f"{self.folder} holds a run of another config ({differs}): choose another hydra.run.dir")
         known = first.get("contents", now["contents"])
         if changed := [name for name in {**known, **now["contents"]} if known.get(name) != now["contents"].get(name)]:
@@ -157,6 +157,12 @@ class Run:
         return OSError(
             f"cannot write to {self.folder}: {reason}; its complete pictures are kept, mend it and run again"
         )
+
+
+def without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config without the paths of its task's files: their contents are compared, by their hashes."""
+    task = config.get("task") or {"name": "text"}
+    return {**config, "task": {key: value for key, value in task.items() if key not in ("image", "mask")}}
 
 
 def by_key(records: Iterable[dict[str, Any]]) -> dict[Key, dict[str, Any]]:

@@ -92,8 +92,15 @@ SETTINGS = {
     "compile": FLAG,
     "deterministic": FLAG,
     "networks": GROUP | NULL,
-    # what a task adds
-    "task.name": one_of("text", "image"),
+    # what pictures start from
+    "task.name": one_of("text", "image", "inpaint", "upscale"),
+    "task.image": WORDS | NULL,
+    "task.mask": WORDS | NULL,
+    "task.match": one_of("every", "in_order"),
+    "task.strength": Kind("a number above 0, at most 1", lambda value: number(0).fits(value) and 0 < value <= 1),
+    "task.resample": COUNT,
+    "task.blend": FLAG,
+    "task.noise_level": Kind("a number from 0 to below 1", lambda value: number(0).fits(value) and value < 1),
     "task.original_size": pair(COUNT) | NULL,
     "task.crop": pair(whole(0)),
     # the model, the sampler and the logger

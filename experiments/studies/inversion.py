@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_tensor
 
-from experiments.files import UserError
+from experiments.run.images import read_image
 from guidance import ClassifierFree, guided
 from ldm import LatentDiffusion
 from samplers import Step, as_x_0, ddim, ddim_inverse
@@ -20,12 +20,7 @@ def read_picture(path: Path, height: int, width: int) -> Tensor:
 
     Raises UserError for a file that is none.
     """
-    if not path.is_file():
-        raise UserError(f"image={path}: there is no such file")
-    try:
-        picture = Image.open(path).convert("RGB")
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"image={path}: not a picture that can be read: {error}") from error
+    picture = read_image(path, "image").image
     scale = max(width / picture.width, height / picture.height)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
     left, top = (picture.width - width) // 2, (picture.height - height) // 2

@@ -45,12 +45,20 @@ class Noised:
 
 
 @dataclass(frozen=True)
-class SceneStudy:
-    """The settings that studies share: which scenes, and how noisy.
+class Encoded:
+    """B scenes, their places among all, x_0 [B, C, h, w] in float32, and their captions' conditions."""
+
+    indices: range
+    scenes: list[Scene]
+    x_0: Tensor
+    conditions: Conditions
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """The settings that studies share: which scenes.
 
     world         the content of a file in conf/world; icons, cache: the icon packages' folder, the rendered atlas's
-    timestep      t of x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps; x_0 is the autoencoder's mean, and the
-                  noise of scene i the first draw of a generator whose seed is i
     count, seed   held-out scenes 0 .. count - 1 of the scenes' seed
     layouts       kinds of scenes; tinted: every object tinted (true), none (false), or as it comes
     """
@@ -58,20 +66,55 @@ class SceneStudy:
     world: dict[str, Any]
     icons: str = "icons"
     cache: str = "outputs/cache"
-    timestep: int = 501
     count: int = 100
     seed: int = 0
     layouts: Sequence[str] = ("beside", "above")
     tinted: bool | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("timestep", 0), ("count", 2), ("seed", 0)):
-            value = getattr(self, name)
-            if type(value) is not int or value < least:
-                raise UserError(f"{name}={value}: must be a whole number of at least {least}")
+        self.check_whole("count", 2)
+        self.check_whole("seed", 0)
         known = self.world["layouts"]
         if not self.layouts or isinstance(self.layouts, str) or not set(self.layouts) <= set(known):
             raise UserError(f"layouts={self.layouts}: must be a list of some of {', '.join(known)}")
+
+    def check_whole(self, name: str, least: int) -> None:
+        """Raises UserError unless a setting is a whole number of at least so many."""
+        if type(getattr(self, name)) is not int or getattr(self, name) < least:
+            raise UserError(f"{name}={getattr(self, name)}: must be a whole number of at least {least}")
+
+    def encoded(self, model: LatentDiffusion, bench: Bench, told: str) -> Iterator[Encoded]:
+        """Yields the scenes in order, x_0 being the autoencoder's mean. Raises UserError for missing icons."""
+        world = World(**settings_of(self.world))
+        build.size(model, world.image_size, world.image_size)
+        atlas = load_atlas(world, Path(self.icons), Path(self.cache))
+        drawn = EmojiScenes(world, atlas, "held_out", self.seed, layouts=tuple(self.layouts), tinted=self.tinted)
+        for i in tqdm(range(0, self.count, bench.batch_size), desc=told, leave=False):
+            indices = range(i, min(i + bench.batch_size, self.count))
+            scenes = [drawn[j] for j in indices]
+            pixels = collate(scenes, world).pixels().to(model.device, model.dtype)
+            x_0 = model.autoencoder.encode(pixels)[0].float()
+            yield Encoded(indices, scenes, x_0, model.conditions([scene.caption for scene in scenes]))
+
+    def about(self, model: LatentDiffusion) -> dict[str, Any]:
+        """Returns what the numbers depend on."""
+        scenes = {"world": self.world["name"], "split": "held_out", "count": self.count, "seed": self.seed}
+        return {"scenes": {**scenes, "layouts": list(self.layouts), "tinted": self.tinted}}
+
+
+@dataclass(frozen=True)
+class SceneStudy(Scenes):
+    """And how noisy.
+
+    timestep      t of x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps; x_0 is the autoencoder's mean, and the
+                  noise of scene i the first draw of a generator whose seed is i
+    """
+
+    timestep: int = 501
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_whole("timestep", 0)
 
     def batches(self, model: LatentDiffusion, bench: Bench) -> Iterator[Noised]:
         """Yields the scenes in order. Raises UserError for a timestep beyond the model's, and for missing icons."""
@@ -79,27 +122,14 @@ class SceneStudy:
         if self.timestep >= schedule.num_timesteps:
             raise UserError(f"timestep={self.timestep}: the model's are 0 to {schedule.num_timesteps - 1}")
         step = Step(0, 1, schedule.level(self.timestep), CLEAN)
-        world = World(**settings_of(self.world))
-        shape = model.latent_shape(*build.size(model, world.image_size, world.image_size))
-        atlas = load_atlas(world, Path(self.icons), Path(self.cache))
-        drawn = EmojiScenes(world, atlas, "held_out", self.seed, layouts=tuple(self.layouts), tinted=self.tinted)
-        for i in tqdm(range(0, self.count, bench.batch_size), desc=f"t={self.timestep}", leave=False):
-            indices = range(i, min(i + bench.batch_size, self.count))
-            scenes = [drawn[j] for j in indices]
-            pixels = collate(scenes, world).pixels().to(model.device, model.dtype)
-            x_0 = model.autoencoder.encode(pixels)[0].float()
-            x_t = step.now.x_t(x_0, ImageNoise(indices, shape, model.device)())
-            yield Noised(scenes, x_0, x_t, model.conditions([scene.caption for scene in scenes]), step)
+        for some in self.encoded(model, bench, f"t={self.timestep}"):
+            eps = ImageNoise(some.indices, tuple(some.x_0.shape[1:]), model.device)()
+            yield Noised(some.scenes, some.x_0, step.now.x_t(some.x_0, eps), some.conditions, step)
 
     def about(self, model: LatentDiffusion) -> dict[str, Any]:
         """Returns what the numbers depend on. Sampling begins at the largest t: few steps come before a large one."""
-        T = model.config.schedule.num_timesteps
-        scenes = {"world": self.world["name"], "split": "held_out", "count": self.count, "seed": self.seed}
-        return {
-            "scenes": {**scenes, "layouts": list(self.layouts), "tinted": self.tinted},
-            "timestep": self.timestep,
-            "share_of_steps_before": 1 - (self.timestep + 1) / T,
-        }
+        before = 1 - (self.timestep + 1) / model.config.schedule.num_timesteps
+        return {**super().about(model), "timestep": self.timestep, "share_of_steps_before": before}
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

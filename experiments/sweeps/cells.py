@@ -16,7 +16,8 @@ from experiments.metrics.estimates import Bootstrap
 from experiments.metrics.measuring import as_json, described, evaluate, store
 from experiments.run import build, draw
 from experiments.run.logger import Logger
-from experiments.sweeps.entry import resolved
+from experiments.sweeps.entry import remove, resolved
+from experiments.sweeps.folder import Axes
 from experiments.sweeps.kept import Kept
 from experiments.sweeps.progress import CellLogger
 
@@ -106,10 +107,16 @@ def chosen(cfg: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], resolved(OmegaConf.merge(*known, wanted)))
 
 
-def written(cfg: DictConfig) -> dict[str, Any]:
-    """Returns the metrics' settings as the config writes them, with interpolations where an axis sets them."""
+def written(cfg: DictConfig, axes: Axes) -> dict[str, Any]:
+    """Returns the metrics' settings as the config writes them, with interpolations where an axis sets them.
+
+    A study's settings that are axes themselves are left out.
+    """
     if cfg.study is not None:
-        return {cfg.name: OmegaConf.to_container(cfg.study, resolve=False)}
+        told = {"study": OmegaConf.to_container(cfg.study, resolve=False)}
+        for key in axes:
+            remove(told, key.split("."))
+        return {cfg.name: told["study"]}
     metrics = cfg.metrics if cfg.get("metrics") else cfg.measures[cfg.model.subject]
     return cast(dict[str, Any], OmegaConf.to_container(metrics, resolve=False)) if metrics else {}
 
@@ -117,7 +124,8 @@ def written(cfg: DictConfig) -> dict[str, Any]:
 def study(cfg: DictConfig, folder: Path) -> Measured:
     """Measures the network itself; the result goes by the experiment's name."""
     measure, bench = build.create(cfg.study, "study"), bench_of(cfg)
-    load = build.text_to_image if getattr(measure, "latents", "images") == "drawings" else build.picture_model
+    drawings, any_task = getattr(measure, "latents", "images") == "drawings", getattr(measure, "any_task", False)
+    load = build.model if any_task else build.text_to_image if drawings else build.picture_model
     model = load(cfg.model, bench.device, cfg.dtype)
     with Logger(logger_settings(cfg), resolved(cfg), folder) as logger:
         result = described(measure.measure(model, bench, folder))

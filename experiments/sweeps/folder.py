@@ -71,6 +71,10 @@ class Sweep:
     def at(self, where: Axes) -> list[Cell]:
         return [cell for cell in self.cells if cell.is_at(where)]
 
+    def narrowed(self, where: Axes) -> "Sweep":
+        """Returns the sweep of these cells alone."""
+        return replace(self, cells=tuple(self.at(where)))
+
     def values(self, axis: str | None) -> list[Any]:
         """Returns an axis's values, numbers in their order before words as they come."""
         found: list[Any] = list(dict.fromkeys(cell.axes[axis] for cell in self.cells if axis in cell.axes))

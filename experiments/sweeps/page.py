@@ -266,7 +266,7 @@ def curves(sweep: Sweep) -> list[Curve]:
     found = []
     for asked in sweep.page.get("curves") or []:
         measures = asked["measures"]
-        lines = figures.lines(sweep, measures)
+        lines = figures.lines(sweep.narrowed(asked.get("at", {})), measures)
         ylabel = asked.get("ylabel") or (short(measures)[0] if len(measures) == 1 else "")
         have = {line.measure for line in lines}
         alt = f"{', '.join(measures)} by {x or 'cell'}, with 95 % intervals; the numbers are in the table below."

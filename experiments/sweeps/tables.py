@@ -1,7 +1,8 @@
 """What finished sweeps say, in files small enough to be committed: see experiments.findings.
 
 NAME.json (every cell's numbers, the verdicts, command and commit) and NAME.svg (the curves) of each sweep, and in
-RESULTS.md its table of claims, between <!-- NAME --> and <!-- end -->; the text around the tables is written by hand.
+RESULTS.md its table of claims, between <!-- NAME --> and <!-- end -->, and the tables of values that its page asks for,
+after <!-- NAME values -->; the text around the tables is written by hand.
 """
 
 import re
@@ -45,7 +46,7 @@ def panels(sweep: Sweep) -> dict[str, bytes]:
     """Returns the page's curves by their titles, as SVG for a light page."""
     found = {}
     for curve in sweep.page.get("curves", []):
-        if series := lines(sweep, curve["measures"]):
+        if series := lines(sweep.narrowed(curve.get("at", {})), curve["measures"]):
             drawn = draw_lines(series, sweep.page.get("x"), curve.get("ylabel") or "")
             found[curve["title"]] = drawn.light
     for measure in sweep.page.get("frontier", []):
@@ -82,6 +83,34 @@ def claims_table(found: list[ClaimVerdict]) -> str:
         p = p_text(verdict.holm)
         rows.append(f"| {verdict.say} | `{verdict.measure}` | {told} | {p} | **{verdict.verdict}** |")
     return "\n".join(rows)
+
+
+def values_table(sweep: Sweep, asked: dict[str, Any]) -> str:
+    """Returns a measure by two axes in Markdown, each value with half of its interval, and the best ones bold.
+
+    asked  title, measure, rows and columns (axes), at (values of other axes), best (highest or lowest), of (each row,
+           or by default each column)
+    """
+    chosen, keys = sweep.narrowed(asked.get("at", {})), (asked["rows"], asked["columns"])
+    found = {tuple(cell.axes[key] for key in keys): cell.estimate(asked["measure"]) for cell in chosen.cells}
+    measured = {place: e for place, e in found.items() if e is not None}
+    pick, side = (max if asked["best"] == "highest" else min), int(asked.get("of") != "row")
+    best = {at: pick(e["value"] for place, e in measured.items() if place[side] == at)
+            for at in {place[side] for place in measured}}  # fmt: skip
+
+    def told(place: tuple[Any, ...]) -> str:
+        if place not in measured:
+            return ""
+        value, low, high = (measured[place][key] for key in ("value", "low", "high"))
+        half = "" if low is None else f" ± {(high - low) / 2:.2f}"
+        return f"**{value:.2f}**{half}" if value == best[place[side]] else f"{value:.2f}{half}"
+
+    rows, columns = (chosen.values(key) for key in keys)
+    lines = [[asked["title"], *map(str, columns)], ["---"] * (len(columns) + 1)]
+    lines += [
+        [str(row), *(told((row, x)) for x in columns)] for row in rows if any((row, x) in measured for x in columns)
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def with_table(text: str, name: str, table: str) -> str:

@@ -156,9 +156,10 @@ class ClipPart(Part):
 class UNetPart(Part):
     """The U-Net with the text encoder: L_simple (Ho et al. 2020, eq. 14) on latents of a trained autoencoder.
 
-    The target is what the schedule's prediction names: the noise, v (Salimans & Ho 2022) or x_0. `min_snr` is the
-    gamma of Hang et al. 2023, None for no weights. The text encoder begins as CLIP's text tower and learns on, unless
-    `train_text` is off.
+    The target is what the schedule's prediction names: the noise, v (Salimans & Ho 2022), x_0, or, on a flow, the
+    velocity eps - x_0 (Liu et al. 2022). `min_snr` is the gamma of Hang et al. 2023, None for no weights. The U-Net has
+    the latents' channels, unless its settings say otherwise. The text encoder begins as CLIP's text tower and learns
+    on, unless `train_text` is off.
 
     Even at the largest t the mean of x_t over its cells betrays that of x_0 (alpha_bar there is not 0): the network
     finds the background's colour in it and does not learn it from the text. `noise_offset` is the standard deviation of
@@ -170,7 +171,7 @@ class UNetPart(Part):
         self.autoencoder, latents = load_autoencoder(autoencoder, scenes)
         text, tower = load_text_tower(clip)
         self.config = ModelConfig(
-            UNetConfig(**settings_of(cfg.unet)),
+            UNetConfig(**{**self.channels(latents.latent_channels), **settings_of(cfg.unet)}),
             latents,
             text,
             ScheduleConfig(**settings_of(cfg.schedule)),
@@ -184,7 +185,8 @@ class UNetPart(Part):
         self.text_encoder.token_embedding = self.table  # type: ignore[assignment]
         self.text_encoder.requires_grad_(cfg.train_text)
         self.network = nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
-        self.schedule = Schedule.of(self.config.schedule)
+        with as_user_error("part.schedule: "):
+            self.schedule = Schedule.of(self.config.schedule)
         self.caption_dropout = cfg.caption_dropout
         self.noise_offset = cfg.noise_offset
         self.min_snr = cfg.min_snr
@@ -194,8 +196,7 @@ class UNetPart(Part):
             mean, logvar = self.autoencoder.encode(scenes.pixels())
             x_0 = sample_posterior(mean.float(), logvar.float(), g)
         dropped = torch.rand(len(scenes.captions), generator=g) < self.caption_dropout
-        captions = ["" if drop else caption for drop, caption in zip(dropped, scenes.captions, strict=True)]
-        text = self.text_encoder(self.tokenizer(captions).ids.to(x_0.device))
+        condition = self.told(scenes, dropped, g)
         t = self.schedule.draw_t(len(x_0), g)
         eps = torch.randn(x_0.shape, generator=g)
         eps += self.noise_offset * torch.randn((*x_0.shape[:2], 1, 1), generator=g)
@@ -205,10 +206,19 @@ class UNetPart(Part):
         x_t = add_noise(x_0, eps, signal, noise).contiguous(memory_format=torch.channels_last)
         prediction = self.config.schedule.prediction
         wanted = target(prediction, x_0, eps, signal, noise)
-        errors = (self.unet(x_t, t, Condition(text)).float() - wanted).square().mean(dim=(1, 2, 3))
+        errors = (self.unet(x_t, t, condition).float() - wanted).square().mean(dim=(1, 2, 3))
         if self.min_snr is not None:
             errors = errors * min_snr_weights(prediction, signal, noise, self.min_snr).to(errors.dtype)
         return errors.mean()
+
+    def channels(self, latent: int) -> dict[str, Any]:
+        """Returns what of the U-Net's config follows from the channels of its latent, unless the recipe says it."""
+        return {"in_channels": latent, "out_channels": latent}
+
+    def told(self, scenes: Batch, dropped: Tensor, g: torch.Generator) -> Condition:
+        """Returns what the U-Net is told of scenes; of those that are `dropped` [B], no text."""
+        captions = ["" if drop else caption for drop, caption in zip(dropped, scenes.captions, strict=True)]
+        return Condition(self.text_encoder(self.tokenizer(captions).ids.to(device_of(self))))
 
     def model(self) -> LatentDiffusion:
         """Returns the model that the U-Net belongs to, with the weights of the moment."""
@@ -233,13 +243,13 @@ class UNetPart(Part):
         """Returns the mean squared error of x_0 at five levels of noise: the same scenes and noise for every recipe."""
         scenes, g = batch_of(held_out, range(count)).to(device_of(self)), torch.Generator().manual_seed(0)
         x_0 = self.autoencoder.encode(scenes.pixels())[0].float()
-        text = self.text_encoder(self.tokenizer(scenes.captions).ids.to(x_0.device))
+        condition = self.told(scenes, torch.zeros(count, dtype=torch.bool), g)
         predict, errors = as_x_0(self.unet, self.config.schedule.prediction), {}
         for tenth in MEASURED_TENTHS:
             level = self.schedule.level(tenth * self.config.schedule.num_timesteps // 10)
             eps = torch.randn(x_0.shape, generator=g).to(x_0.device)
             x_t = level.signal * x_0 + level.noise * eps
-            errors[f"x_0 error at {level.t:g}"] = F.mse_loss(predict(x_t, level, Condition(text)), x_0).item()
+            errors[f"x_0 error at {level.t:g}"] = F.mse_loss(predict(x_t, level, condition), x_0).item()
         return errors
 
     def finish(self, held_out: EmojiScenes, out: Path) -> str:

@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig
 
-from experiments.emoji.world import EmojiScenes, World, load_atlas, settings_of
+from experiments.emoji.world import LAYOUTS, EmojiScenes, World, load_atlas, settings_of
 from experiments.training.classifier import ClassifierPart
 from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
+from experiments.training.tasks import BESIDE, InpaintPart, TaskPart
 from experiments.training.vector_dit import DiTPart
 from experiments.training.vector_parts import VectorAutoencoderPart, VectorJudgePart
 from experiments.vectors.data import Source, load_drawings
@@ -37,13 +38,22 @@ def load_examples(cfg: DictConfig) -> tuple[Examples, Examples]:
         return load_drawings(source, Path(cfg.icons), Path(cfg.cache), max(cfg.workers, 1), cfg.seed)
     world = World(**settings_of(cfg.world))
     atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
+    layouts = tuple(cfg.part.get("layouts") or LAYOUTS)
     length = max(cfg.part.steps * cfg.part.batch, 512)
-    return EmojiScenes(world, atlas, "train", cfg.seed, length), EmojiScenes(world, atlas, "held_out")
+    scenes = EmojiScenes(world, atlas, "train", cfg.seed, length, layouts)
+    return scenes, EmojiScenes(world, atlas, "held_out", layouts=layouts)
 
 
 def build_part(cfg: DictConfig, examples: Any) -> Part:
     """Returns the part that the config names, with its initial weights."""
+    autoencoder, clip = Path(cfg.autoencoder), Path(cfg.clip)
     match data_group(cfg), cfg.part.name:
+        case "world", "inpaint":
+            return InpaintPart(cfg.part, examples, autoencoder, clip)
+        case "world", name if name in BESIDE:
+            return TaskPart(cfg.part, examples, autoencoder)
+        case "world", _ if "unet" in cfg.part:
+            return UNetPart(cfg.part, examples, autoencoder, clip)
         case "world", "autoencoder":
             return AutoencoderPart(cfg.part, examples)
         case "world", "clip":
@@ -52,12 +62,10 @@ def build_part(cfg: DictConfig, examples: Any) -> Part:
             return JudgePart(cfg.part, examples)
         case "world", "classifier":
             return ClassifierPart(cfg.part, examples)
-        case "world", "unet":
-            return UNetPart(cfg.part, examples, Path(cfg.autoencoder), Path(cfg.clip))
         case "drawings", "autoencoder":
             return VectorAutoencoderPart(cfg.part, examples)
         case "drawings", "judge":
             return VectorJudgePart(cfg.part, examples)
         case "drawings", "dit":
-            return DiTPart(cfg.part, examples, Path(cfg.autoencoder))
+            return DiTPart(cfg.part, examples, autoencoder)
     raise AssertionError(f"{cfg.part.size}/{cfg.part.name}")

@@ -411,8 +411,8 @@ def condition_to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Returns the JSON file, by its path, of what turns prompts into conditions; none for a model told nothing."""
     if config.condition == "nothing":
         return {}
-    if config.condition == "classes":
-        return {"classes/config.json": own_to_json(config.classes)}
+    if config.condition in OWN:
+        return {f"{config.condition}/config.json": own_to_json(getattr(config, config.condition))}
     return {"text_encoder/config.json": text_to_diffusers(config.text)}
 
 

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ldm.config import AutoencoderConfig, ClassesConfig, DiTConfig, ModelConfig, UNetConfig, VectorAutoencoderConfig
+from ldm.config import (
+    AutoencoderConfig,
+    BoxesConfig,
+    ClassesConfig,
+    DiTConfig,
+    ModelConfig,
+    UNetConfig,
+    VectorAutoencoderConfig,
+)
 from ldm.model import LatentDiffusion
 from ldm.text import TextEncoderPair
 
@@ -58,12 +66,19 @@ STEMS = {  # of the files, by folder
     "text_encoder": "model",
     "text_encoder_2": "model",
     "classes": "model",
+    "boxes": "model",
     "dit": "model",
     "drawings": "model",
 }
-OWN = {"classes": ClassesConfig, "dit": DiTConfig, "drawings": VectorAutoencoderConfig}  # folders with fields of ours
+OWN = {  # folders with fields of ours
+    "classes": ClassesConfig,
+    "boxes": BoxesConfig,
+    "dit": DiTConfig,
+    "drawings": VectorAutoencoderConfig,
+}
 TEXT_2 = "text_encoder_2"  # SDXL's second
-TOLD_BY = {"text": "text_encoder", "classes": "classes"}  # folder of what makes a condition; of "nothing" there is none
+# the folder of what makes a condition; for "nothing" there is none
+TOLD_BY = {"text": "text_encoder", "classes": "classes", "boxes": "boxes"}
 TEXT_PREFIX = "text_model."  # precedes the names of CLIPTextModel in most files
 PROJECTION = "text_projection.weight"
 
@@ -257,6 +272,7 @@ def in_single_file(model: LatentDiffusion, text_prefix: str, ema: bool = False) 
         "text_encoder": lambda name: text_source(name, first),
         TEXT_2: lambda name: text_source(name, OPENCLIP_XL),
         "classes": lambda name: Source(COND_STAGE + name),
+        "boxes": lambda name: Source(COND_STAGE + name),
     }
     return {part: {name: source_of[part](name) for name in network.state_dict()} for part, network in networks.items()}
 

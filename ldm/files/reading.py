@@ -243,8 +243,9 @@ def told_in(folder: Path) -> list[str]:
 
     Raises ValueError for an SDXL refiner.
     """
-    if (folder / "classes" / "config.json").exists():
-        return ["classes"]
+    for part in ("classes", "boxes"):
+        if (folder / part / "config.json").exists():
+            return [part]
     if (folder / names.TEXT_2 / "config.json").exists():
         if not (folder / "text_encoder" / "config.json").exists():
             raise ValueError(f"{folder}: an SDXL refiner, which has text_encoder_2 alone: only SDXL base is supported")

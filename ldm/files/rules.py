@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from ldm.classifier import ClassifierConfig
 from ldm.config import (
     AutoencoderConfig,
+    BoxesConfig,
     ClassesConfig,
     DiTConfig,
     ModelConfig,
@@ -121,6 +122,11 @@ RULES: dict[type, dict[str, Rule]] = {
         "width": SIZE,
         "as_vector": FLAG,
     },
+    BoxesConfig: {
+        "names": Rule(f"{NAMES.text}, none of them twice", lambda value: NAMES.admits(value) and distinct(value)),
+        "width": SIZE,
+        "most": whole(2, 1024),
+    },
     ScheduleConfig: {
         "num_timesteps": whole(1, 10**6),
         "kind": one_of("linear", "scaled_linear", "cosine", "flow"),
@@ -128,6 +134,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "beta_end": between(0, 1),
         "zero_terminal_snr": FLAG,
         "shift": between(0, 1000),
+        "times": one_of("logit_normal", "uniform"),
         "prediction": one_of(*PREDICTIONS, ""),
         "spacing": one_of("leading", "trailing", "linspace"),
         "steps_offset": whole(0, 10**6),
@@ -145,7 +152,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "learn_sigma": FLAG,
     },
     ModelConfig: {
-        "condition": one_of("text", "classes", "nothing"),
+        "condition": one_of("text", "classes", "boxes", "nothing"),
         "denoiser": one_of("unet", "dit"),
         "latents": one_of("images", "drawings"),
         "stroke": or_none(between(0, 24)),
@@ -256,6 +263,11 @@ def check_condition(config: ModelConfig, texts: Sequence[TextEncoderConfig], whe
     check_pooled(config, where)
     if config.condition == "nothing" and text_width is not None:
         raise ValueError(f"{where}: the U-Net expects text of width {text_width}, and is told nothing")
+    if config.condition == "boxes" and (not config.boxes.names or text_width != config.boxes.width):
+        raise ValueError(
+            f"{where}: condition=boxes with {len(config.boxes.names)} labels and tokens of width {config.boxes.width}, "
+            f"and a U-Net that expects text_width={text_width}"
+        )
     if config.condition != "classes":
         return
     if not classes.names:

@@ -222,7 +222,39 @@ def test_attention_in_16_bits_learns_as_in_32(is_causal: bool, monkeypatch: pyte
             assert relative(ours.float(), theirs) < 0.02
     with torch.no_grad():
         cpu.attention(*x)
-    assert len(fused) == 2, "without gradients the fused kernel runs"
+    assert len(fused) == 2, "of few weights the fused kernel runs"
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("length", [20, 32])  # a softmax in float32, and one in 16 bits
+def test_attention_in_16_bits_is_that_of_32_in_any_slices(
+    length: int, is_causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "FEW_WEIGHTS", 0)
+    x = [noise(3, 2, length, 16, seed=seed).bfloat16() for seed in range(3)]
+    whole = cpu.attention(*x, is_causal=is_causal)
+    wanted = F.scaled_dot_product_attention(*(value.float() for value in x), is_causal=is_causal)
+    assert relative(whole.float(), wanted) < 0.01
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    for heads in (1, 4):
+        monkeypatch.setattr(cpu, "WEIGHTS_SLICE", heads * length**2)
+        assert torch.equal(cpu.attention(*x, is_causal=is_causal), whole)
+
+
+def test_a_norm_in_16_bits_is_the_same_in_any_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, x = randomize(layers.GroupNorm(4, 8)).bfloat16().requires_grad_(False), noise(5, 8, 4, 3).bfloat16()
+    whole = norm(x)
+    for rows in (1, 2):
+        monkeypatch.setattr(cpu, "NORM_SLICE", rows * x[0].numel())
+        assert torch.equal(norm(x), whole)
+
+
+def test_gated_units_are_the_same_of_few_rows_and_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = (noise(*shape).bfloat16() for shape in ((2, 20, 8), (64, 8), (64,)))
+    value, gate = F.linear(x.float(), weight.float(), bias.float()).chunk(2, dim=-1)
+    for rows in (40, 41):
+        monkeypatch.setattr(cpu, "MANY_ROWS", rows)
+        assert relative(cpu.geglu(x, weight, bias).float(), value * F.gelu(gate)) < 0.01
 
 
 def test_a_norm_in_16_bits_learns_as_in_32() -> None:

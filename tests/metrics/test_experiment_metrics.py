@@ -33,7 +33,8 @@ def projected(guidance: object) -> list[dict]:
     probe = Projection(guidance)
     conditions = model.conditions(["a cat", "two dogs"], ["", "red"])
     predict = as_x_0(model.unet, "eps")
-    plain, probed = guided(predict, guidance, conditions), guided(predict, probe, conditions)
+    plain = guided(predict, guidance, conditions)
+    probed = guided({"main": predict, draw.ASIDE: predict}, probe, conditions)
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for step in STEPS:

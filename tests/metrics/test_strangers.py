@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from folders import BENCH, make_run, metric
 
+from experiments.metrics.again import check_stored
 from experiments.metrics.clip import quiet
-from experiments.metrics.effective_scale import check_stored
 from experiments.metrics.measuring import evaluate
 from experiments.metrics.word_choice import exchanged
 

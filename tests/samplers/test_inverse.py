@@ -1,5 +1,7 @@
 """DDIM undone: algebraically exact, against diffusers, and on the mixture of Gaussians."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler
@@ -12,21 +14,34 @@ from samplers import Denoised, Flow, ImageNoise, Schedule, Step, ddim, ddim_inve
 PROCESSES = [Schedule(), Schedule(zero_terminal_snr=True, spacing="trailing"), Flow(3.0)]
 
 
+def plus_plus(x_t: torch.Tensor, step: Step) -> Denoised:
+    """CFG++ with lambda 0.6: a guided x_0, and the noise of the negative pass, here of x_0 / 2."""
+    x_0, _ = predicting("v")(x_t, step)
+    return Denoised(0.5 * x_0 + 0.6 * 0.5 * x_0, step.now.eps(x_t, 0.5 * x_0))
+
+
+@pytest.mark.parametrize("denoise", [predicting("v"), plus_plus], ids=["one", "cfg_pp"])
 @pytest.mark.parametrize("final", ["first", "clean"])
 @pytest.mark.parametrize("process", PROCESSES, ids=["schedule", "zero_snr", "flow"])
-def test_the_way_back_is_exact_where_the_estimate_is_held(process: Schedule | Flow, final: str) -> None:
-    """DDIM's own estimates, step by step; only the last step, down to no noise at all, forgets its eps."""
+def test_the_way_back_is_exact_where_the_noise_is_held(
+    process: Schedule | Flow, final: str, denoise: Callable[..., Denoised]
+) -> None:
+    """DDIM's own two noises, step by step; only the last step, down to no noise at all, forgets its eps."""
     held = {}
-    denoise = predicting("v")
 
     def recorded(x_t: torch.Tensor, step: Step) -> Denoised:
-        held[step.i] = denoise(x_t, step)
-        return held[step.i]
+        x_0, eps = denoise(x_t, step)
+        held[step.i] = x_0, step.now.eps(x_t, x_0), eps
+        return Denoised(x_0, eps)
+
+    def again(x_t: torch.Tensor, step: Step) -> Denoised:
+        x_0, noise_of_x_0, eps = held[step.i]
+        return Denoised(step.now.x_0(x_t, noise_of_x_0) if step.now.signal else x_0, eps)
 
     steps = process.steps(8, final="clean" if process == PROCESSES[2] else final)
     x_T = ImageNoise([1], SHAPE)().double()
     *_, (_, x, _) = ddim(recorded, x_T, steps)
-    *_, (step, back, _) = ddim_inverse(lambda x_t, step: held[step.i], x, steps)
+    *_, (step, back, _) = ddim_inverse(again, x, steps)
     assert step == steps[0] and relative(back, x_T) < 1e-10
 
 

@@ -1,6 +1,7 @@
 """Levels of noise and the steps through them, against diffusers, k-diffusion's formulas and numpy."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -173,11 +174,19 @@ def test_times_drawn_in_training() -> None:
     t = Schedule(num_timesteps=10).draw_t(20_000, g)
     assert t.dtype == torch.int64 and set(t.tolist()) == set(range(10))
     assert (torch.bincount(t) / 2000 - 1).abs().max() < 0.1
-    # logit-normal, then shifted: its quantiles are those of the normal, moved by the same two functions
-    drawn = Flow(shift=3.0).draw_t(20_000, g).double() / 1000
-    share = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
-    s = torch.special.ndtri(share).sigmoid()
-    torch.testing.assert_close(drawn.quantile(share), 3 * s / (1 + 2 * s), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("times", ["logit_normal", "uniform"])
+def test_times_drawn_in_the_training_of_a_flow(times: str, shift: float) -> None:
+    """Their quantiles are those of the normal or the even distribution, moved by the same functions; so are moments."""
+    drawn = Flow(shift, times=times).draw_t(20_000, torch.Generator().manual_seed(0)).double() / 1000
+    share = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    s = torch.special.ndtri(share).sigmoid() if times == "logit_normal" else share
+    torch.testing.assert_close(drawn.quantile(share), shift * s / (1 + (shift - 1) * s), atol=0.012, rtol=0)
+    if shift == 1:  # both are even about 1/2; the variance of a logit-normal is 0.2083 squared (by quadrature)
+        deviation = {"logit_normal": 0.20827, "uniform": 12**-0.5}[times]
+        assert abs(drawn.mean() - 0.5) < 0.006 and abs(drawn.std() - deviation) < 0.004
 
 
 def test_a_process_is_made_of_a_model_s_numbers() -> None:
@@ -185,7 +194,9 @@ def test_a_process_is_made_of_a_model_s_numbers() -> None:
     assert Schedule.of(numbers) == Schedule(500, "linear", 0.001, 0.02, False, "linspace", 3, "clean")
     assert Schedule.of(ScheduleConfig()) == Schedule()
     assert Schedule.of(ScheduleConfig(zero_terminal_snr=True, prediction="v", spacing="trailing")) == ZERO_SNR
-    assert Schedule.of(ScheduleConfig(kind="flow", shift=3.0, prediction="flow")) == Flow(3.0)
+    numbers = ScheduleConfig(kind="flow", shift=3.0, prediction="flow")
+    assert Schedule.of(numbers) == Flow(3.0)
+    assert Schedule.of(replace(numbers, times="uniform")) == Flow(3.0, times="uniform")
 
 
 @pytest.mark.parametrize(
@@ -208,6 +219,7 @@ def test_a_process_is_made_of_a_model_s_numbers() -> None:
         (lambda: Flow().steps(10, final="first"), "final=first: a flow ends clean"),
         (lambda: Flow().steps(0), "0 sampling steps"),
         (lambda: Flow(shift=0), "shift=0"),
+        (lambda: Flow(times="normal"), "times=normal: must be logit_normal or uniform"),
     ],
 )
 def test_what_cannot_be_is_refused(call, said: str) -> None:

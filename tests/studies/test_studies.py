@@ -17,18 +17,19 @@ from tiny import tiny_model
 from torch import Tensor
 
 from experiments.emoji.world import EmojiScenes, Scene, load_atlas
-from experiments.files import CONF
+from experiments.files import CONF, UserError
 from experiments.metrics import Bench, Result
 from experiments.metrics.estimates import Bootstrap
 from experiments.run import build
 from experiments.studies import implied_segmentation, motivation, scenes, segfree_exact
 from experiments.studies.implied_segmentation import ImpliedSegmentation, layer_name, overlap, share_right
+from experiments.studies.inversion_error import InversionError
 from experiments.studies.motivation import Motivation
 from experiments.studies.segfree_exact import Forms, SegfreeExact, exact_form
-from guidance import Branch, ClassifierFree, SegmentationFree, guided
+from guidance import Branch, CFGPlusPlus, ClassifierFree, Guidance, SegmentationFree, guided
 from ldm import LatentDiffusion, load_model
 from ldm.attention import AttentionEdit, Site
-from samplers import Schedule, as_x_0, ddim
+from samplers import Schedule, as_x_0, ddim, ddim_inverse
 
 STUDIES = [ImpliedSegmentation, SegfreeExact, Motivation]
 SITES = [
@@ -411,3 +412,39 @@ def test_a_timestep_beyond_the_model_s_is_refused(icons: dict[str, Any], tmp_pat
     with pytest.raises(ValueError, match="npm pack @iconify-json/warm-set"):
         study = ImpliedSegmentation(**{**icons, "icons": str(tmp_path), "cache": str(tmp_path / "cache")})
         study.measure(tiny_model(), bench(), tmp_path)
+
+
+@pytest.mark.parametrize("guidance", [ClassifierFree(3.0), CFGPlusPlus(0.6)])
+def test_the_error_of_an_inversion(guidance: Guidance, icons: dict[str, Any], tmp_path: Path) -> None:
+    """Of each scene's latent, of its decoded picture, and the size of the noise, both ways taken by hand."""
+    study, model = InversionError(**icons, count=3, guidance=guidance, steps=4, refinements=1), tiny_model()
+    result = study.measure(model, bench(2), tmp_path)
+    truth, steps = held_out(icons, 3), Schedule().steps(4)
+    denoise = guided(as_x_0(model.unet, "eps"), guidance, model.conditions([scene.caption for scene in truth]))
+    with torch.no_grad():
+        x_0 = model.autoencoder.encode(torch.stack([scene.image for scene in truth]) / 127.5 - 1)[0]
+        *_, (_, x_T, _) = ddim_inverse(denoise, x_0, steps, refinements=1)
+        *_, (_, again, _) = ddim(denoise, x_T, steps)
+        mean_square = (model.decode(again) - model.decode(x_0)).square().mean(dim=(1, 2, 3))
+    for i, row in enumerate(result.per_image):
+        assert row["value"] == pytest.approx(((again[i] - x_0[i]).norm() / x_0[i].norm()).item(), rel=1e-2)
+        assert row["psnr"] == pytest.approx(10 * math.log10(1 / mean_square[i].item()), abs=0.1)
+        assert row["x_T"] == pytest.approx(x_T[i].square().mean().sqrt().item(), rel=1e-2)
+    assert result.estimate.value == pytest.approx(sum(row["value"] for row in result.per_image) / 3)
+    assert set(result.details) == {"psnr", "x_T"} and (tmp_path / "figure.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"refinements": -1}, "refinements=-1: must be a whole number of at least 0"),
+        ({"guidance": 3.0}, "guidance=3.0: must be a guidance"),
+        ({"steps": 0}, "study: 0 sampling steps"),
+        ({"spacing": "even"}, "study: spacing 'even' is none of"),
+    ],
+)
+def test_an_inversion_that_cannot_be_measured(
+    settings: dict[str, Any], said: str, icons: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=said):
+        InversionError(**icons, **{"count": 2, **settings}).measure(tiny_model(), bench(), tmp_path)

@@ -16,12 +16,15 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from tiny import Outcome
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from experiments.files import CONF
+from experiments.metrics.effective_scale import EffectiveScale
+from experiments.run import build
 from experiments.sweeps.entry import folders
 from experiments.sweeps.folder import Begun, open_sweep
 from experiments.sweeps.progress import state_of
@@ -289,6 +292,32 @@ def test_a_bad_cell_is_recorded_until_it_is_mended(ablate: Callable[..., Outcome
     (tmp_path / "dogs.txt").write_text("a dog\n")
     assert ablate(experiment="files").status == 0
     assert [cell.error for cell in open_sweep(tmp_path / "sweep").cells] == [None, None]
+
+
+def test_cells_share_what_they_are_made_of_and_draw_once(
+    ablate: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One model for all cells, one config for each; and the pictures are those of cells that were drawn one by one."""
+    made: list[str] = []
+
+    def noted(what: str, function: Callable) -> Callable:
+        return lambda *args, **kwargs: (made.append(what), function(*args, **kwargs))[1]
+
+    monkeypatch.setattr(build, "load_model", noted("model", build.load_model))
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", noted("config", ConfigLoaderImpl.load_sweep_config))
+    monkeypatch.setattr(EffectiveScale, "again", noted("drawn again", EffectiveScale.again))
+    watched = ["n=3", "maps=true", "dtype=bfloat16", "sampler.eta=0", "guidance.scale=1,3"]
+    outcome = ablate(*watched)
+    assert outcome.status == 0, outcome.err
+    assert sorted(made) == ["config", "config", "model"]
+    bare = [word for word in watched if not word.startswith(("maps", "guidance"))]
+    for scale in (1, 3):
+        cell = tmp_path / "sweep" / f"{scale},0"
+        assert (cell / "semantics.png").exists()
+        assert [("effective_scale" in record) for record in lines(cell)] == [True, True, False]  # of its first batch
+        assert ablate(*bare, f"guidance.scale={scale}", "out=alone", "measures.photo=null").status == 0
+        for picture in (cell / "images").iterdir():
+            assert picture.read_bytes() == (tmp_path / "alone" / cell.name / "images" / picture.name).read_bytes()
 
 
 def test_a_sweep_of_another_config_is_refused_and_more_values_are_not(

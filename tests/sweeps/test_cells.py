@@ -1,6 +1,6 @@
 """What a cell measures: what cannot be measured is said and left out, what is broken is not."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+import experiments.attention.draw as attention
+from experiments.attention.maps import Recorder
 from experiments.files import CONF
 from experiments.metrics import Bench, Result, Unmeasurable
+from experiments.metrics.effective_scale import Scales
 from experiments.metrics.estimates import Estimate
 from experiments.metrics.folders import FinishedRun
 from experiments.run import draw
-from experiments.sweeps import cells
-from experiments.sweeps.cells import drawn_keys, measured
+from experiments.sweeps.cells import drawn_keys, measured, written
 
 
 @dataclass(frozen=True)
@@ -59,27 +61,75 @@ def test_a_number_that_is_none_names_its_metric(run: Path) -> None:
     assert not list(run.glob("metrics/*"))
 
 
+def prepared(tiny_folder: Path, *overrides: str) -> draw.Job:
+    small = ["model=file", f"model.path={tiny_folder}", "seeds=[3,4]", "sampler.steps=4", *overrides]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return draw.prepare(compose("sample", small))
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
         ["prompt=a cat"],
-        ["prompt=a cat", "guidance=multistage", 'guidance.stages=[{prompt: "", steps: 1}, {prompt: dog, steps: 1}]'],
+        ["prompt=a cat", "guidance=multistage", 'guidance.stages=[{prompt: "", steps: 1}, {prompt: dog, steps: 3}]'],
     ],
 )
 def test_maps_are_of_the_run_s_own_noise_and_prompts(
     overrides: list[str], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_file({"x_T": torch.randn(2, 4, 8, 8)}, tmp_path / "noise.safetensors")
-    small = ["model=file", f"model.path={tiny_folder}", f"noise={tmp_path / 'noise.safetensors'}", "seeds=[3,4]"]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        job = draw.prepare(compose("sample", [*small, "sampler.steps=2", *overrides]))
-    seen: dict[str, Any] = {}
-    monkeypatch.setattr(cells.attention, "check_words", lambda model, prompts: seen.update(prompts=prompts))
-    monkeypatch.setattr(cells.attention, "draw", lambda machine, recorder, first: (seen.update(x_T=first.x_T), []))
-    monkeypatch.setattr(cells.attention, "save_sheets", lambda *args: None)
-    cells.draw_maps(job, tmp_path)
-    assert torch.equal(seen["x_T"], load_file(tmp_path / "noise.safetensors")["x_T"][:1])
-    assert seen["prompts"] == (["a cat"] if len(overrides) == 1 else ["", "dog"])
+    job = prepared(tiny_folder, f"noise={tmp_path / 'noise.safetensors'}", *overrides)
+    asked: list[str] = []
+    shown: list[Any] = []
+    monkeypatch.setattr(attention, "check_words", lambda model, prompts: asked.extend(prompts))
+    monkeypatch.setattr(attention, "save_sheets", lambda *args: shown.extend(args))
+    batch = draw.batch_of(job, 0, 2)
+    drawn = draw.draw_batch(job.machine, batch, lambda: None, [attention.Sheets(job, 2, tmp_path)])
+    assert torch.equal(drawn.x_T, load_file(tmp_path / "noise.safetensors")["x_T"])
+    assert asked == (["a cat"] if len(overrides) == 1 else ["", "dog"])
+    recorder = Recorder(job.machine.guidance)
+    with torch.no_grad():
+        all_of_them = {step.i: x_0 for step, _, x_0 in draw.moments(job.machine, batch, recorder)}
+        picture, seen, title, _ = shown
+        assert torch.equal(picture, drawn.images[0])
+        assert [moment.step.i for moment in seen] == [0, 3]
+        assert title.endswith("seed 3")
+        for moment in seen:
+            expected = job.machine.model.decode(all_of_them[moment.step.i][:1])[0]
+            torch.testing.assert_close(moment.image, expected)
+            for layer, maps in recorder.steps[moment.step.i].maps.items():
+                assert torch.equal(moment.seen.maps[layer], maps)
+
+
+@pytest.mark.parametrize(
+    ("guidance", "beside"),
+    [
+        (["guidance.scale=3"], 0),
+        (["guidance=interval", "guidance.start=0.5", "guidance.stop=1"], 2),  # steps without a negative pass
+        (["guidance=segmentation_free", "guidance.cfg_steps=1"], 3),
+    ],
+)
+def test_observers_change_no_byte_and_add_no_evaluation(
+    guidance: list[str], beside: int, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = prepared(tiny_folder, "prompt=a cat", "dtype=bfloat16", *guidance)
+    passes: list[int] = []
+    main = job.machine.networks["main"]
+
+    def counted(x_t: torch.Tensor, *others: Any) -> torch.Tensor:
+        passes.append(len(x_t))
+        return main(x_t, *others)
+
+    machine = replace(job.machine, networks={"main": counted})
+    batch = draw.batch_of(job, 0, 2)
+    alone = draw.draw_batch(machine, batch, lambda: None)
+    before = len(passes)
+    watched = draw.draw_batch(machine, batch, lambda: None, [Scales(), attention.Sheets(job, 2, tmp_path)])
+    assert torch.equal(watched.images, alone.images)
+    assert watched.evaluations == alone.evaluations
+    assert len(passes) == 2 * before + beside
+    assert (tmp_path / "semantics.png").exists()
+    assert [len(record["effective_scale"]["scale"]) for record in watched.seen] == [4, 4]
 
 
 def test_ablate_has_every_setting_of_sample() -> None:
@@ -91,3 +141,13 @@ def test_ablate_has_every_setting_of_sample() -> None:
     assert {key: ablate[key] for key in sample if key not in ours} == {
         key: sample[key] for key in sample if key not in ours
     }
+
+
+def test_a_study_s_axes_are_no_difference_in_how_it_is_written() -> None:
+    """Else no two cells along `study.timestep` could be compared."""
+    texts = []
+    for t in (101, 501):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = compose("ablate", ["experiment=segfree_motivation", f"study.timestep={t}", "study.count=9"])
+        texts.append(written(cfg, {"study.timestep": t})["segfree_motivation"])
+    assert texts[0] == texts[1] and texts[0]["count"] == 9 and "timestep" not in texts[0]

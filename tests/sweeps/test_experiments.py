@@ -4,16 +4,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
+import experiments.run.cli  # noqa: F401 (which registers the resolvers)
 from experiments.files import CONF
 from experiments.run import build
 from experiments.sweeps import folder as sweeps
 from experiments.sweeps.cells import chosen, drawn_keys
 from experiments.sweeps.claims import SIGNS
 from experiments.sweeps.entry import resolved
-from samplers import Schedule
+from samplers import Denoised, Schedule, Step
 
 NAMES = sorted({path.stem for path in (CONF / "experiment").glob("*.yaml")} - {"grid"})  # which has no axes of its own
 MODELS = {"emoji": ["model=emoji"], "photo": ["model=sd15", "model.path=x"]}
@@ -82,3 +85,36 @@ def test_page_and_claims_speak_of_what_is_swept_and_measured(name: str) -> None:
 def test_experiments_are_listed_in_the_readme() -> None:
     readme = (Path(CONF).parent / "README.md").read_text()
     assert all(f"`{name}`" in readme for name in NAMES)
+
+
+BUDGETS = OmegaConf.load(CONF / "samplers" / "every.yaml")
+
+
+@pytest.mark.parametrize("method", BUDGETS)
+def test_a_sampler_keeps_to_its_budget_of_evaluations(method: str) -> None:
+    """And one step more would not."""
+    for budget in (5, 10, 20):
+        cfg = OmegaConf.create({"samplers": BUDGETS, "evaluations": budget, "spacing": "karras"})
+        settings = cfg.samplers[method]
+        taken = [evaluations(settings, settings.steps + more) for more in (0, 1)]
+        assert taken[0] <= budget < taken[1]
+
+
+def evaluations(settings: DictConfig, n: int) -> int:
+    asked = list[Step]()
+
+    def denoise(x_t: Tensor, step: Step) -> Denoised:
+        asked.append(step)
+        return Denoised(x_t, x_t)
+
+    steps, nothing = Schedule().steps(n, settings.spacing, final="clean"), torch.zeros(1)
+    for _ in build.sampler(settings)(denoise, nothing, steps, noise=lambda: nothing):
+        pass
+    return len(asked)
+
+
+def test_every_sampler_is_in_the_experiment() -> None:
+    swept = resolved(composed("samplers", "emoji").hydra.sweeper.params.method).split(",")
+    assert swept == list(BUDGETS)
+    functions = {settings["_target_"] for settings in OmegaConf.to_container(BUDGETS, resolve=False).values()}
+    assert functions == {f"samplers.{path.stem}" for path in (CONF / "sampler").glob("*.yaml")}

@@ -15,6 +15,7 @@ CLAIM = {"say": "New is better.", "measure": "m", "expect": "higher"} | {"here":
 CELLS = [({"k": "old", "s": s}, {"m": BASE}) for s in (1, 2)] + [
     ({"k": "new", "s": s}, {"m": [9.0] * 40}) for s in (1, 2)
 ]
+TABLE = {"title": "found", "measure": "m", "rows": "k", "columns": "s", "best": "lowest"}
 PAGE = {"x": "s", "by": "k", "curves": [{"title": "M & m", "measures": ["m"]}, {"title": "Two", "measures": ["m"]}]}
 
 
@@ -63,3 +64,43 @@ def test_an_unfinished_sweep_is_refused(sweep: Path) -> None:
 def test_no_sweeps(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no folder of a sweep"):
         find(tmp_path / "a" / "b")
+
+
+def told(sweep: Path, **page: object) -> None:
+    stored = json.loads((sweep / "sweep.json").read_text())
+    (sweep / "sweep.json").write_text(json.dumps(stored | {"page": PAGE | page}))
+
+
+VALUES = [({"k": k, "s": s}, {"m": value}) for k, s, value in
+          [("old", 1, 3.0), ("old", 2, 5.0), ("new", 1, 4.0), ("new", 2, 2.0)]]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows"),
+    [
+        ({}, ["| new | 4.00 ± 1.00 | **2.00** ± 1.00 |", "| old | **3.00** ± 1.00 | 5.00 ± 1.00 |"]),
+        ({"best": "highest"}, ["| new | **4.00** ± 1.00 | 2.00 ± 1.00 |", "| old | 3.00 ± 1.00 | **5.00** ± 1.00 |"]),
+        ({"of": "row"}, ["| new | 4.00 ± 1.00 | **2.00** ± 1.00 |", "| old | **3.00** ± 1.00 | 5.00 ± 1.00 |"]),
+        ({"at": {"k": "new"}}, ["| new | **4.00** ± 1.00 | **2.00** ± 1.00 |"]),
+        ({"measure": "unknown"}, []),
+    ],
+)
+def test_a_table_of_values(tmp_path: Path, asked: dict, rows: list[str]) -> None:
+    """A value and half of its interval by two axes; of each column, or each row, the best is bold."""
+    folder = make_sweep(tmp_path / "sweeps" / "toy", VALUES, [])
+    told(folder, tables=[TABLE | asked])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "RESULTS.md").write_text("<!-- toy values -->\n<!-- end -->\n")
+    find(folder)
+    head = "| found | 1 | 2 |\n| --- | --- | --- |\n"
+    expected = head + "".join(f"{row}\n" for row in rows)
+    assert (tmp_path / "out" / "RESULTS.md").read_text() == f"<!-- toy values -->\n{expected}<!-- end -->\n"
+
+
+def test_a_curve_of_some_cells_alone(tmp_path: Path) -> None:
+    folder = make_sweep(tmp_path / "sweeps" / "toy", VALUES, [])
+    told(folder, curves=[{"title": "All", "measures": ["m"]}, {"title": "New", "measures": ["m"], "at": {"k": "new"}}])
+    find(folder)
+    text = (tmp_path / "out" / "toy.svg").read_text()
+    first, second = text.split(">New</text>")
+    assert ">old</text>" in first and ">old</text>" not in second

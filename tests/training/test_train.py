@@ -24,10 +24,11 @@ from experiments.training import loop as verb
 from experiments.training import parts
 from experiments.training.loop import joined
 from experiments.training.tokens import WorldTable, tokens_of
+from guidance import ClassifierFree, guided
 from ldm import load_model
 from ldm.files.classifiers import load_classifier
 from ldm.text import TextEncoder, Tokenizer
-from samplers import Flow, Schedule, add_noise
+from samplers import Flow, Schedule, add_noise, as_x_0, euler
 from samplers.predict import target
 
 TINY_WORLD = [
@@ -48,12 +49,16 @@ TINY = {
     "unet": ["part.unet.channels=[8,16]", "part.unet.attention=[false,true]", "part.unet.heads=[1,2]"]
     + ["part.unet.text_width=16", "part.unet.norm_groups=4"],
 }
+TINY_FLOW = [*TINY["unet"], "part.schedule.shift=2"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with icon packages, and a tiny autoencoder and CLIP, trained for a moment."""
-    folder = tmp_path_factory.mktemp("training")
+    return earlier_parts(tmp_path_factory.mktemp("training"))
+
+
+def earlier_parts(folder):
     write_package(folder / "icons", "warm-set", "#ff4000", packed=True)
     write_package(folder / "icons", "icy-set", "#00a0ff", packed=False)
     for part in ("autoencoder", "clip"):
@@ -65,7 +70,15 @@ def overrides(folder, part, *more):
     places = ["device=cpu", f"icons={folder / 'icons'}", f"cache={folder / 'cache'}", f"out={folder / 'out'}"]
     places += [f"{earlier}={folder / earlier / 'checkpoint.pt'}" for earlier in ("autoencoder", "clip")]
     short = ["part.steps=6", "part.batch=4", "part.micro=2", "part.warmup=2", "log_every=2", "save_seconds=1000"]
-    return [f"part=small/{part}", *places, *TINY_WORLD, *TINY[part], *short, *more]
+    chosen = part if "/" in part else f"small/{part}"
+    return [
+        f"part={chosen}",
+        *places,
+        *TINY_WORLD,
+        *(TINY_FLOW if part == "unet_flow" else TINY.get(part, [])),
+        *short,
+        *more,
+    ]
 
 
 def config(folder, part, *more):
@@ -366,6 +379,57 @@ def test_the_target_is_what_the_sampler_takes_it_for(folder, prediction):
     assert torch.allclose(seen["x_t"], a.sqrt() * x_0 + (1 - a).sqrt() * eps, atol=1e-5)
     target = {"eps": eps, "x0": x_0, "v": (a.sqrt() * seen["x_t"] - x_0) / (1 - a).sqrt()}[prediction]
     assert loss.item() == pytest.approx(target.square().mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("times", ["logit_normal", "uniform"])
+def test_a_flow_learns_its_velocity_at_its_own_times(folder, times):
+    """Of (1 - s) x_0 + s eps the velocity eps - x_0, at t = 1000 s; s is drawn as the recipe says, then shifted."""
+    cfg = config(folder, "unet_flow", f"part.schedule.times={times}", "part.caption_dropout=0", "bf16=false")
+    scenes = EmojiScenes(*world_of(folder, cfg))
+    part = parts.UNetPart(cfg.part, scenes, *(folder / p / "checkpoint.pt" for p in ("autoencoder", "clip")))
+    seen = {}
+
+    class Nothing(nn.Module):
+        def forward(self, x_t, t, condition):
+            seen.update(x_t=x_t, t=t)
+            return torch.zeros_like(x_t)
+
+    part.unet = Nothing()
+    some = batch_of(scenes, range(64))
+    loss = part.forward(some, torch.Generator().manual_seed(5))
+    g = torch.Generator().manual_seed(5)  # the draws again: posterior, dropout, t, eps
+    mean, logvar = part.autoencoder.encode(some.pixels())
+    x_0 = parts.sample_posterior(mean, logvar, g)
+    torch.rand(64, generator=g)
+    s = torch.randn(64, generator=g).sigmoid() if times == "logit_normal" else torch.rand(64, generator=g)
+    s = 2 * s / (1 + s)
+    eps = torch.randn(x_0.shape, generator=g)
+    assert torch.allclose(seen["t"], 1000 * s)
+    row = s[:, None, None, None]
+    assert torch.allclose(seen["x_t"], (1 - row) * x_0 + row * eps, atol=1e-5)
+    assert loss.item() == pytest.approx((eps - x_0).square().mean().item(), rel=1e-4)
+
+
+def test_a_flow_is_trained_on_any_latents_and_sampled_as_one(folder, tmp_path):
+    """The recipe names no channels of the latents: the autoencoder's are taken."""
+    wide = [f"out={tmp_path / 'autoencoder'}", "+part.autoencoder.latent_channels=6", "part.steps=1"]
+    verb.train(config(folder, "autoencoder", *wide))
+    latents = f"autoencoder={tmp_path / 'autoencoder' / 'checkpoint.pt'}"
+    verb.train(config(folder, "unet_flow", f"out={tmp_path / 'flow'}", latents))
+    model = load_model(tmp_path / "flow" / "model")
+    assert (model.config.unet.in_channels, model.config.unet.out_channels) == (6, 6)
+    assert (model.config.schedule.kind, model.config.schedule.prediction) == ("flow", "flow")
+    assert Schedule.of(model.config.schedule) == Flow(2.0)
+    x_T = torch.randn(1, 6, 8, 8)
+    denoise = guided(as_x_0(model.unet, "flow"), ClassifierFree(2.0), model.conditions(["a disc"]))
+    with torch.no_grad():
+        *_, (_, x_0, _) = euler(denoise, x_T, Flow(2.0).steps(3))
+    assert x_0.isfinite().all() and not torch.equal(x_0, x_T)
+
+
+def test_training_times_that_are_none_are_one_line(folder, tmp_path):
+    with pytest.raises(UserError, match=r"part\.schedule: times=early: must be logit_normal or uniform"):
+        verb.train(config(folder, "unet_flow", f"out={tmp_path}", "part.schedule.times=early"))
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0", "flow"])

@@ -33,6 +33,12 @@ def save_png(image: Image.Image, path: Path, text: dict[str, Any] | None = None)
         image.save(part, format="PNG", pnginfo=info)
 
 
+def save_gif(frames: Sequence[Image.Image], path: Path, durations: Sequence[int]) -> None:
+    """Writes an animation that repeats, atomically; durations of the frames in milliseconds."""
+    with atomically(path) as part:
+        frames[0].save(part, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
 def webp_uri(image: Image.Image, quality: int) -> str:
     """Returns a picture as WebP in a data URI."""
     file = io.BytesIO()

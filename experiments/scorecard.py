@@ -28,6 +28,7 @@ from experiments.studies.scorecard import (
     scores_table,
     seconds,
 )
+from ldm.autoencoder import Autoencoder
 
 
 def main(cfg: DictConfig) -> None:
@@ -36,7 +37,8 @@ def main(cfg: DictConfig) -> None:
     atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
     bench = Bench(device)
     judge = load_judge(device=device) if cfg.judge is None else load_judge(Path(cfg.judge), device)
-    model = build.model(cfg.model, device, "float32")
+    model = build.picture_model(cfg.model, device, "float32")
+    assert isinstance(model.autoencoder, Autoencoder)
 
     draw(cfg, out / "validation", KINDS, list(cfg.scales), cfg.validation, cfg.validation_seed)
     worth = {scale: mean_share(cfg, out / "validation", scale, bench) for scale in cfg.scales}

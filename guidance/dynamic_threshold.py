@@ -15,9 +15,9 @@ class DynamicThreshold(Wrapper):
 
     percentile  p: per image, s is the p-quantile of |x_0|; x_0 is clipped to -s .. s and brought down to the limit
     limit       1 for pixels, the paper's; what lies below it stays. None is for latents, which have no such bound:
-    mimic       then the limit is the largest |x_0| of a weaker guidance, cond + mimic (guided - cond), each channel
-                being measured from its mean: the "mimic scale" of Stable Diffusion's interfaces, where 7 is usual for a
-                scale of 15, which is 6/14
+    mimic       then the limit is the largest |x_0| of a weaker guidance, cond + mimic (guided - cond), each channel (a
+                vector being one) measured from its mean: the "mimic scale" of Stable Diffusion's interfaces, where 7
+                is usual for a scale of 15, which is 6/14
     signal x_0 + noise eps stays as `inner` leaves it.
     """
 
@@ -34,7 +34,7 @@ class DynamicThreshold(Wrapper):
         if self.limit is not None:
             bounded = self.bounded(out.x_0.flatten(1), torch.tensor(self.limit).to(out.x_0))
             return shifted(out, bounded.reshape(out.x_0.shape) - out.x_0, step)
-        flat, cond = out.x_0.flatten(2), x_0["cond"].flatten(2)
+        flat, cond = channels(out.x_0), channels(x_0["cond"])
         mean = flat.mean(dim=-1, keepdim=True)
         weaker = torch.lerp(cond, flat, self.mimic)
         limit = (weaker - weaker.mean(dim=-1, keepdim=True)).abs().amax(dim=-1, keepdim=True)
@@ -45,3 +45,8 @@ class DynamicThreshold(Wrapper):
         """x [..., N] clipped to its quantile, which is then brought down to the limit [..., 1]."""
         s = torch.quantile(x.abs(), self.percentile, dim=-1, keepdim=True).maximum(limit)
         return x.clamp(-s, s) * (limit / s)
+
+
+def channels(x: Tensor) -> Tensor:
+    """Latents [B, C, N]: a grid's channels; a vector is one channel."""
+    return x.flatten(2) if x.ndim > 2 else x[:, None]

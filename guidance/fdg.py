@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidance.filters import BINOMIAL, smooth
+from guidance.filters import BINOMIAL, check_grid, smooth
 from guidance.mix import along
 from samplers.schedule import Step
 
@@ -36,6 +36,7 @@ class FrequencyDecoupled:
 
 def pyramid(x: Tensor, levels: int) -> list[Tensor]:
     """The Laplacian pyramid of x [B, C, h, w], its finest level first."""
+    check_grid(x)
     out = []
     for _ in range(levels - 1):
         size = (x.shape[2] // 2, x.shape[3] // 2)

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.condition import Unfit
+
 BINOMIAL = torch.tensor([1, 4, 6, 4, 1]) / 16  # Burt & Adelson 1983
 
 
@@ -12,6 +14,12 @@ def gaussian(size: int, sigma: float) -> Tensor:
     x = torch.arange(size) - (size - 1) / 2
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
     return kernel / kernel.sum()
+
+
+def check_grid(x: Tensor) -> None:
+    """Raises Unfit for latents that have no height and width."""
+    if x.ndim != 4:
+        raise Unfit("it works on grids of cells, and this model's latents are vectors")
 
 
 def smooth(x: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from guidance.branch import Branch, Unfit, Wrapper, check_number, combined, more
 from guidance.edits import only_at, record
-from guidance.filters import gaussian, smooth
+from guidance.filters import check_grid, gaussian, smooth
 from guidance.mix import Linear, Mix, mixed, shifted
 from ldm.attention import Site
 from ldm.condition import Conditions
@@ -65,6 +65,7 @@ class SelfAttentionGuidance(Wrapper):
         """x_0 blurred where it is attended to."""
         if not self.maps:
             raise Unfit(f"layers={self.layers}: the network has no self-attention there")
+        check_grid(x_0)
         site, weights = self.maps["last"]
         attended = weights.mean(dim=1).sum(dim=1) > 1  # [B, P]
         mask = attended.reshape(-1, 1, site.height, site.width).to(x_0.dtype)

@@ -139,15 +139,15 @@ def split(x: Tensor, heads: int) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention of patches [B, P, C] over themselves, or over a condition's tokens [B, L, text_width]."""
 
-    def __init__(self, channels: int, heads: int, text_width: int | None = None):
+    def __init__(self, channels: int, heads: int, text_width: int | None = None, bias: bool = False):
         super().__init__()
         self.heads = heads
         self.kind = "self" if text_width is None else "cross"
         self.name = ""  # the U-Net fills it in
         source = channels if text_width is None else text_width
-        self.to_q = Linear(channels, channels, bias=False)
-        self.to_k = Linear(source, channels, bias=False)
-        self.to_v = Linear(source, channels, bias=False)
+        self.to_q = Linear(channels, channels, bias=bias)
+        self.to_k = Linear(source, channels, bias=bias)
+        self.to_v = Linear(source, channels, bias=bias)
         self.to_out = Linear(channels, channels)
 
     def forward(self, x: Tensor, condition: Condition, size: tuple[int, int], edits: AttentionEdits) -> Tensor:

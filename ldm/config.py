@@ -21,6 +21,21 @@ class UNetConfig:
 
 
 @dataclass(frozen=True)
+class DiTConfig:
+    """Diffusion transformer (Peebles & Xie 2023), on grids [B, C, h, w] by patches, or on vectors [B, d] by slices."""
+
+    in_channels: int = 4  # C; or d
+    width: int = 1152
+    layers: int = 28
+    heads: int = 16  # 0: no attention
+    mlp_ratio: int = 4  # hidden units of an MLP, per unit of width
+    patch_size: int = 2  # cells along a side of a patch
+    size: int = 32  # cells along a side of the grids it was trained on
+    tokens: int = 0  # slices of a vector; 0: its latents are grids
+    learn_sigma: bool = False  # it also predicts a diagonal covariance, which samplers do not use
+
+
+@dataclass(frozen=True)
 class AutoencoderConfig:
     """KL autoencoder; one resolution level per entry of `channels`, so its factor is 2 ** (levels - 1)."""
 
@@ -103,23 +118,40 @@ class ModelConfig:
     text: TextEncoderConfig = TextEncoderConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     image_size: int = 512  # pixels; the size it was trained at
-    condition: str = (
-        "text"  # what the network is told: a text, or (`text` being of no use) "classes", "boxes", "nothing"
-    )
+    # what it is made of; the configs of the others are of no use
+    condition: str = "text"  # what the denoiser is told: or "classes", "boxes", "nothing"
+    denoiser: str = "unet"  # or "dit"
+    latents: str = "images"  # of what: or "drawings", which are vectors [B, d]
     classes: ClassesConfig = ClassesConfig()
     boxes: BoxesConfig = BoxesConfig()
+    dit: DiTConfig = DiTConfig()
+    drawings: VectorAutoencoderConfig = VectorAutoencoderConfig()
+    stroke: float | None = None  # of drawings: the width of all lines, in units of their box; None: filled shapes
     text_2: TextEncoderConfig | None = None  # a second encoder, whose tokens stand beside the first's (SDXL)
     zeros_for_empty: bool = False  # of an empty prompt, tokens and pooled text are zeros
 
     @property
     def downscale(self) -> int:
-        """Image pixels per latent cell, along one side."""
-        return 2 ** (len(self.autoencoder.channels) - 1)
+        """Image pixels per latent cell, along one side; 1 where a latent is a whole drawing, of any size."""
+        return 1 if self.latents == "drawings" else 2 ** (len(self.autoencoder.channels) - 1)
 
     @property
     def size_multiple(self) -> int:
         """Height and width of an image must be multiples of this many pixels."""
-        return self.downscale * 2 ** (len(self.unet.channels) - 1)
+        if self.latents == "drawings":
+            return 1
+        cells = self.dit.patch_size if self.denoiser == "dit" else 2 ** (len(self.unet.channels) - 1)
+        return self.downscale * cells
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent grid, or numbers of a latent vector."""
+        return self.drawings.latent_width if self.latents == "drawings" else self.autoencoder.latent_channels
+
+    @property
+    def in_channels(self) -> int:
+        """Channels that the denoiser is shown: those of a latent, and what a condition adds to them."""
+        return self.dit.in_channels if self.denoiser == "dit" else self.unet.in_channels
 
 
 SD1 = ModelConfig()

@@ -12,10 +12,23 @@ from ldm.boxes import BoxEncoder
 from ldm.classes import ClassTable
 from ldm.condition import Condition, Conditions, Sizes, Unfit, no_noise
 from ldm.config import ModelConfig
+from ldm.dit import DiT
+from ldm.svg.autoencoder import VectorAutoencoder
+from ldm.svg.drawing import Drawing
 from ldm.text import TextEncoder, TextEncoderPair, Tokenizer
 from ldm.unet import UNet, sinusoids
 
 DECODED_CELLS = 4 * 64 * 64  # of latents decoded at once: four pictures of 512 px
+
+
+def denoiser_of(config: ModelConfig) -> UNet | DiT:
+    """Returns the network that denoises, with its initial weights."""
+    return DiT(config.dit) if config.denoiser == "dit" else UNet(config.unet)
+
+
+def autoencoder_of(config: ModelConfig) -> Autoencoder | VectorAutoencoder:
+    """Returns the autoencoder, with its initial weights."""
+    return VectorAutoencoder(config.drawings) if config.latents == "drawings" else Autoencoder(config.autoencoder)
 
 
 def encoder_of(config: ModelConfig) -> TextEncoder | TextEncoderPair | ClassTable | BoxEncoder | None:
@@ -33,13 +46,15 @@ def encoder_of(config: ModelConfig) -> TextEncoder | TextEncoderPair | ClassTabl
 class LatentDiffusion:
     """The networks, on one device and in one dtype, and the numbers they were made with.
 
+    unet          the network that denoises: a U-Net, or a diffusion transformer
+    autoencoder   of images, or of vector drawings
     text_encoder  what turns a prompt into a condition: of a text, a table of classes whose names are the prompts, an
                   encoder of layouts that the prompts tell, or nothing, where the only prompt is ""
     An autoencoder whose activations overflow float16 is in float32 beside networks in float16.
     """
 
-    unet: UNet
-    autoencoder: Autoencoder
+    unet: UNet | DiT
+    autoencoder: Autoencoder | VectorAutoencoder
     text_encoder: TextEncoder | TextEncoderPair | ClassTable | BoxEncoder | None
     config: ModelConfig
 
@@ -123,23 +138,32 @@ class LatentDiffusion:
         unlike = encode(negative or [""] * len(prompts))
         return Conditions(encode(prompts), unlike, encode, noise, self.autoencoder.decode)
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """(C, h, w) of the latent of an image; its sides must be multiples of `config.size_multiple` pixels.
+    def latent_shape(self, height: int, width: int) -> tuple[int, ...]:
+        """(C, h, w) of the latent of an image, whose sides must be multiples of `config.size_multiple` pixels.
 
-        Raises ValueError for a size that the networks cannot take.
+        (d,) of a drawing's latent, which has no size. Raises ValueError for a size that the networks cannot take.
         """
         multiple = self.config.size_multiple
         if min(height, width) < multiple or height % multiple or width % multiple:
             raise ValueError(f"height={height} width={width}: both must be multiples of {multiple} pixels")
+        if self.config.latents == "drawings":
+            return (self.config.latent_channels,)
         down = self.config.downscale
-        return self.config.autoencoder.latent_channels, height // down, width // down
+        return self.config.latent_channels, height // down, width // down
 
     def encode(self, images: Tensor) -> Tensor:
         """Latents [B, C, h, w], in float32, of images [B, 3, H, W] in [0, 1]: the means of the posterior."""
+        assert isinstance(self.autoencoder, Autoencoder), "drawings are sequences, and no images"
         return self.autoencoder.encode((2 * images - 1).to(self.device, self.dtype))[0].float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] of latents [B, C, h, w]; in slices, for a large batch takes much memory."""
+        assert isinstance(self.autoencoder, Autoencoder), "drawings are drawn by `draw`"
         slices = latents.split(max(DECODED_CELLS // latents[0, 0].numel(), 1))
         image = torch.cat([self.autoencoder.decode(part).float() for part in slices])
         return (image / 2 + 0.5).clamp(0, 1)
+
+    def draw(self, latents: Tensor) -> list[Drawing]:
+        """Vector drawings of latents [B, d], in a box of `ldm.svg.drawing.BOX` units."""
+        assert isinstance(self.autoencoder, VectorAutoencoder), "images are made by `decode`"
+        return self.autoencoder.draw(latents.to(self.dtype), self.config.stroke)

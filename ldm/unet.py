@@ -28,24 +28,29 @@ from ldm.config import UNetConfig
 from ldm.layers import Conv2d, GroupNorm, Linear, ResBlock
 
 
-def sinusoids(t: Tensor, width: int) -> Tensor:
-    """[B, width] of numbers t [B] in float32: cosines, then sines, at frequencies 1e4 ** (-i / (width / 2))."""
+def sinusoids(t: Tensor, width: int, shift: int = 0) -> Tensor:
+    """[B, width] of numbers t [B] in float32: cosines, then sines, at frequencies 1e4 ** (-i / (width / 2 - shift))."""
     half = width // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(10000.0) / half))
+    slope = -math.log(10000.0) / (half - shift)
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * slope)
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 class TimeEmbedding(nn.Module):
-    """[B, out] of timesteps t [B]: sinusoids, and two layers."""
+    """[B, out] of timesteps t [B]: sinusoids, and two layers.
 
-    def __init__(self, width: int, out: int):
+    Their frequencies are 1e4 ** (-i / (width / 2 - shift)), i from 0.
+    """
+
+    def __init__(self, width: int, out: int, shift: int = 0):
         super().__init__()
+        self.shift = shift
         self.linear_1 = Linear(width, out)
         self.linear_2 = Linear(out, out)
 
     def forward(self, t: Tensor) -> Tensor:
-        h = sinusoids(t, self.linear_1.in_features).to(self.linear_1.weight.dtype)
+        h = sinusoids(t, self.linear_1.in_features, self.shift).to(self.linear_1.weight.dtype)
         return self.linear_2(F.silu(self.linear_1(h)))
 
 

@@ -15,6 +15,7 @@ from experiments.run import build
 from ldm.classifier import ClassifierConfig, LatentClassifier
 from ldm.config import ScheduleConfig
 from ldm.files.classifiers import write_classifier
+from ldm.files.reading import EMBEDDED
 
 
 def names(group: str) -> list[str]:
@@ -82,7 +83,7 @@ def test_sampler_yaml_mirrors_its_function(name: str) -> None:
 def test_model_yaml_has_the_loader_s_fields(name: str) -> None:
     cfg = composed(f"model={name}").model
     assert list(cfg) == ["name", "path", "config", "prediction", "ema", "subject"]
-    assert OmegaConf.is_missing(cfg, "path") == (name != "emoji")
+    assert OmegaConf.is_missing(cfg, "path") == (name not in EMBEDDED)
     assert cfg.prediction == {"sd21": "v", "sd21_base": "eps"}.get(name)
 
 

@@ -14,7 +14,7 @@ from experiments import files
 from experiments.attention.maps import Recorder, StepMaps, owner_map
 from experiments.attention.sheets import Moment, colours_of, labels, owners_sheet, titled, words_sheet
 from experiments.files import UserError
-from experiments.pictures import save_png
+from experiments.pictures import save_gif, save_png
 from experiments.run.build import Machine
 from experiments.run.draw import Batch, Job, Record, moments, with_own_prompt
 from guidance import Guidance, Stage
@@ -117,6 +117,4 @@ def save_maps(seen: list[Moment], path: Path) -> None:
 
 def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
     """Writes a GIF of 4 frames a second that rests on the last, over and over."""
-    durations = [250] * (len(frames) - 1) + [2000]
-    with files.atomically(path) as part:
-        frames[0].save(part, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+    save_gif(frames, path, [250] * (len(frames) - 1) + [2000])

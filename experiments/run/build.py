@@ -24,9 +24,11 @@ from guidance import Guidance, Stage
 from guidance.branch import plan
 from ldm import LatentDiffusion, load_model
 from ldm.attention import Edits
+from ldm.autoencoder import Autoencoder
 from ldm.classifier import LatentClassifier
 from ldm.condition import Condition, Sizes
 from ldm.config import ModelConfig, ScheduleConfig
+from ldm.dit import DiT
 from ldm.unet import UNet
 from samplers import Denoised, Schedule, Step, as_x_0
 from samplers.predict import Network, Predict
@@ -211,10 +213,20 @@ def text_to_image(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDi
     return made
 
 
+def picture_model(cfg: DictConfig, device: torch.device, dtype: str) -> LatentDiffusion:
+    """Loads `model`, which must draw pictures from text alone. Raises UserError for a model of drawings too."""
+    made = text_to_image(cfg, device, dtype)
+    if made.config.latents == "drawings":
+        raise UserError(f"{cfg.path} makes vector drawings: this verb is about pictures")
+    return made
+
+
 def check_task(model: LatentDiffusion, task: str, path: str) -> None:
     """Raises UserError where a model's channels beside its latent are not those of the task."""
-    latent = model.config.autoencoder.latent_channels
-    beside = model.config.unet.in_channels - latent
+    latent = model.config.latent_channels
+    beside = model.config.in_channels - latent
+    if model.config.latents == "drawings" and task != "text":
+        raise UserError(f"task={task}: {path} makes vector drawings, which begin at nothing but noise: task=text")
     if task not in tasks_of(beside, latent):
         fitting = " or ".join(f"task={name}" for name in tasks_of(beside, latent)) or "no task here"
         kind = {0: "takes no picture beside its latent", 1 + latent: "is an inpainting model"}.get(beside)
@@ -233,13 +245,15 @@ def tasks_of(beside: int, latent: int) -> list[str]:
 
 def tell_dtype(model: LatentDiffusion) -> None:
     """Says so where the autoencoder does not work in the dtype asked for."""
-    if model.autoencoder.quant_conv.weight.dtype != model.dtype:
+    if isinstance(model.autoencoder, Autoencoder) and model.autoencoder.quant_conv.weight.dtype != model.dtype:
         say("this model's autoencoder overflows float16: it works in float32")
 
 
 def check_classifiers(guidance: Guidance, model: LatentDiffusion) -> None:
     """Puts the networks of a guidance on the model's device. Raises UserError for a classifier of other latents."""
     for name, network in modules_in(guidance, "guidance").items():
+        if model.config.latents == "drawings":
+            raise UserError(f"{name}: is a network that looks at pictures, and this model makes drawings")
         network.to(model.device)
         ours = model.config.autoencoder.latent_channels, model.config.autoencoder.scale
         if isinstance(network, LatentClassifier) and (network.config.latent_channels, network.config.scale) != ours:
@@ -258,10 +272,10 @@ def another(model: LatentDiffusion, setting: str, path: str) -> LatentDiffusion:
     return made
 
 
-def interface(config: ModelConfig) -> tuple[int | None, ...]:
-    """Returns the sizes of what a network takes, by which another fits beside it."""
-    unet = config.unet
-    return config.autoencoder.latent_channels, config.downscale, unet.text_width, unet.vector_width, unet.in_channels
+def interface(config: ModelConfig) -> tuple[Any, ...]:
+    """Returns the sizes of what a network takes, by which another fits beside it, and the kinds of it."""
+    told = config.classes if config.condition == "classes" else (config.unet.text_width, config.unet.vector_width)
+    return config.latents, config.latent_channels, config.downscale, config.in_channels, config.condition, told
 
 
 def predictor(model: LatentDiffusion, compile: bool = False) -> Predict:
@@ -269,11 +283,11 @@ def predictor(model: LatentDiffusion, compile: bool = False) -> Predict:
     return as_x_0(network(model.unet, compile), model.config.schedule.prediction)
 
 
-def network(unet: UNet, compile: bool) -> Network:
-    """Returns the U-Net, if so wanted compiled: once per shape and kind of edits, on a GPU to CUDA graphs."""
+def network(unet: UNet | DiT, compile: bool) -> Network:
+    """Returns the denoiser, if so wanted compiled: once per shape and kind of edits, on a GPU to CUDA graphs."""
     if not compile:
         return unet
-    on_gpu = unet.conv_in.weight.is_cuda
+    on_gpu = next(unet.parameters()).is_cuda
     compiled = torch.compile(unet, fullgraph=True, mode="reduce-overhead" if on_gpu else "default")
 
     def network(x_t: Tensor, t: float | Tensor, condition: Condition, edits: Edits = ()) -> Tensor:
@@ -357,6 +371,8 @@ def size(model: LatentDiffusion, height: int | None, width: int | None) -> tuple
     pixels = height or model.config.image_size, width or model.config.image_size
     with as_user_error():
         model.latent_shape(*pixels)
+    if model.config.latents == "drawings" and pixels[0] != pixels[1]:
+        raise UserError(f"height={pixels[0]} width={pixels[1]}: the box of a drawing is square")
     return pixels
 
 

@@ -3,6 +3,7 @@
 The loop is in `moments`; everything that samples goes through it.
 """
 
+import html
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.files import UserError, locked, say
+from experiments.files import UserError, locked, say, write
 from experiments.pictures import captioned, save_png, sheet
 from experiments.run import build, settings
 from experiments.run.build import Loaded, Machine, Moments, Request
@@ -28,10 +29,12 @@ from experiments.run.logger import Logger
 from experiments.run.memory import check_memory
 from experiments.run.prompts import Prompt
 from experiments.run.tasks import Given, Task, check_resampling, given, read_task
+from experiments.vectors.raster import on_paper
 from guidance import Guidance, Stage, Unfit, guided
 from guidance.branch import name_of
 from ldm import LatentDiffusion
 from ldm.condition import Sizes
+from ldm.svg.drawing import to_svg
 from samplers import ImageNoise, KeyedNoise, Step
 from samplers.predict import Predict
 
@@ -103,10 +106,10 @@ def tell_start(machine: Machine, all_stages: Sequence[Stage], stages: Sequence[S
 class Batch:
     """Pictures that are drawn together: their prompts and seeds, their first draws, and the stream of the later ones.
 
-    x_T    [B, C, h, w], standard normal
-    noise  () -> the next draw [B, C, h, w] of each picture's stream, for samplers that add noise
+    x_T    [B, ...], standard normal
+    noise  () -> the next draw [B, ...] of each picture's stream, for samplers that add noise
     given  what the run's task gives them; None: they start from x_T
-    sizes  what models like SDXL are told of the pictures
+    sizes  of the pictures, and what models like SDXL are told of them
     """
 
     prompts: list[Prompt]
@@ -180,8 +183,9 @@ ASIDE = "aside"
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures: the first and the last latents [B, C, h, w], images [B, 3, H, W] in [0, 1], and what they took.
+    """Pictures: the first and the last latents [B, ...], images [B, 3, H, W] in [0, 1], and what they took.
 
+    texts        the SVG of each picture that is a drawing; none of others
     evaluations  of the networks, for each picture
     seen         what observers add to the record of each picture
     """
@@ -189,6 +193,7 @@ class Drawn:
     x_T: Tensor
     x_0: Tensor
     images: Tensor
+    texts: list[str]
     evaluations: int
     seen: list[Record]
 
@@ -207,12 +212,14 @@ def draw_batch(
         for observer in observers:
             observer.see(step, x_0)
     rows = sum(network.rows for network in counted.values())
-    images = machine.model.decode(x_t).cpu()
+    drawings = None if machine.model.config.latents == "images" else machine.model.draw(x_t)
+    images = machine.model.decode(x_t).cpu() if drawings is None else on_paper(drawings, batch.sizes.target[0])
     images = images if batch.given is None else batch.given.finished(images)
     seen: list[Record] = [{} for _ in batch.seeds]
     for observer in observers:
         seen = [one | more for one, more in zip(seen, observer.done(images), strict=True)]
-    return Drawn(batch.x_T, x_t, images, rows // len(batch.seeds), seen)
+    texts = [to_svg(drawing) for drawing in drawings or ()]
+    return Drawn(batch.x_T, x_t, images, texts, rows // len(batch.seeds), seen)
 
 
 @dataclass
@@ -255,13 +262,14 @@ def draw(job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, co
             if request.save_latents:
                 run.add_latents(b, drawn.x_T, drawn.x_0)
             took = (time.perf_counter() - start) / len(pictures)
-            for (p, seed), image, seen in zip(pictures, drawn.images, drawn.seen, strict=True):
+            for k, (p, seed) in enumerate(pictures):
                 prompt = request.prompts[p]
                 record = {"prompt_index": p, **prompt_record(prompt, job.stages), "seed": seed}
                 record |= job.task.about(p)
                 record |= {"evaluations": drawn.evaluations, "seconds": round(took, 4)}
-                record |= seen | ({"cut": cut[p]} if p in cut else {})
-                run.add(image, determined_by(job, p, seed), record)
+                record |= drawn.seen[k] | ({"cut": cut[p]} if p in cut else {})
+                text = drawn.texts[k] if drawn.texts else None
+                run.add(drawn.images[k], determined_by(job, p, seed), record, text)
             logger.log({"seconds_per_image": took, "images": len(run.records)})
 
     records = run.finish(request.batches, request.save_latents)
@@ -269,6 +277,8 @@ def draw(job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, co
         picture = grid(folder, records, request.columns) if request.columns else contact_sheet(folder, records)
         with locked(folder):  # shards may get here at the same time
             save_png(picture, folder / "grid.png")
+            if machine.model.config.latents == "drawings":
+                write(folder / "drawings.html", page(folder, records, request.columns or COLUMNS))
         seconds, evaluations = mean_of(records, "seconds"), mean_of(records, "evaluations")
         logger.summary({"mean_seconds_per_image": seconds, "unet_evaluations_per_image": evaluations})
         logger.images("samples", records, folder)
@@ -281,7 +291,8 @@ def draw_together(job: Job, b: int, progress: Callable[[], Any], watch: Watch) -
     sizes = {first + i: min(together, count - i) for i in range(0, count, together)}
     parts = [draw_batch(job.machine, batch_of(job, i, n), progress, watch(i, n)) for i, n in sizes.items()]
     x_T, x_0, images = (torch.cat([getattr(part, name) for part in parts]) for name in ("x_T", "x_0", "images"))
-    return Drawn(x_T, x_0, images, parts[0].evaluations, [record for part in parts for record in part.seen])
+    texts, seen = ([one for part in parts for one in getattr(part, name)] for name in ("texts", "seen"))
+    return Drawn(x_T, x_0, images, texts, parts[0].evaluations, seen)
 
 
 def mean_of(records: Sequence[Record], key: str) -> float:
@@ -368,12 +379,32 @@ def grid(folder: Path, records: Sequence[Record], columns: int) -> Image.Image:
     return sheet(pictures, [title(row[0]) for row in rows], [f"seed {r['seed']}" for r in rows[0][:12]], cell)
 
 
+COLUMNS = 8  # of pictures whose prompts bring seeds of their own
+
+
 def contact_sheet(folder: Path, records: Sequence[Record]) -> Image.Image:
     """Returns the first 64 pictures of a run whose prompts bring seeds of their own, each with its prompt."""
     pictures = [Image.open(folder / record["file"]) for record in records[:64]]
-    return captioned(pictures, [title(r) for r in records[:64]], columns=8, cell=min(max(128, *pictures[0].size), 256))
+    return captioned(
+        pictures, [title(r) for r in records[:64]], columns=COLUMNS, cell=min(max(128, *pictures[0].size), 256)
+    )
 
 
 def title(record: Record) -> str:
     """What a picture shows, in a line."""
     return record.get("prompt") or " > ".join(f"{s['prompt']} ({s['steps']})" for s in record.get("stages", ()))
+
+
+def page(folder: Path, records: Sequence[Record], columns: int) -> str:
+    """Returns an HTML page with all drawings of a run as the vectors that they are, each with its prompt and seed."""
+    figures = [
+        f"<figure>{(folder / record['svg']).read_text(encoding='utf-8')}"
+        f"<figcaption>{html.escape(title(record))}, seed {record['seed']}</figcaption></figure>"
+        for record in records
+    ]
+    style = (
+        f"body{{display:grid;grid-template-columns:repeat({columns},minmax(6em,1fr));gap:1em;font:14px sans-serif}}"
+        "figure{margin:0}svg{width:100%;border:1px solid #ddd}"
+    )
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{len(records)} drawings</title>'
+    return f"{head}<style>{style}</style>\n{''.join(figures)}</html>\n"

@@ -1,6 +1,7 @@
 """The run folder: what was asked, on what it ran, and one line for each finished picture.
 
 images/PPPPP_SEED.png  samples.jsonl  run.json  grid.png  latents.safetensors (if asked for)  .hydra/ (Hydra's own)
+Of vector drawings also images/PPPPP_SEED.svg, and drawings.html with all of them.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from experiments.pictures import save_png, to_image
 
 Key = tuple[int, int]  # of a picture: index of its prompt, and its seed
 
-OWN_FILES = r"run\.json|samples(\.\d+of\d+)?\.jsonl|latents\.safetensors|\d{5,}_\d+\.png|\d{5,}\.safetensors"
+OWN_FILES = r"run\.json|samples(\.\d+of\d+)?\.jsonl|latents\.safetensors|\d{5,}_\d+\.(png|svg)|\d{5,}\.safetensors"
 UNFINISHED = re.compile(rf"({OWN_FILES})\.[0-9a-f]{{32}}\.tmp")  # temporary names of files.atomically
 OF_A_SHARD = re.compile(r"samples\.\d+of\d+\.jsonl")
 OF_A_BATCH = re.compile(r"\d{5,}\.safetensors")
@@ -83,10 +84,16 @@ class Run:
         pictures = all(key in self.records and (self.folder / self.records[key]["file"]).exists() for key in keys)
         return pictures and (not latents or self.part(batch).exists() or (self.folder / "latents.safetensors").exists())
 
-    def add(self, image: Tensor, determined_by: dict[str, Any], record: dict[str, Any]) -> None:
-        """Stores an image [3, H, W] in [0, 1] and its line; `determined_by` goes into the PNG itself."""
+    def add(self, image: Tensor, determined_by: dict[str, Any], record: dict[str, Any], svg: str | None = None) -> None:
+        """Stores an image [3, H, W] in [0, 1] and its line; `determined_by` goes into the PNG itself.
+
+        svg  the text of a drawing, which is stored beside its image
+        """
         file = f"images/{record['prompt_index']:05d}_{record['seed']}.png"
         try:
+            if svg is not None:
+                record = {**record, "svg": file.replace(".png", ".svg")}
+                write(self.folder / record["svg"], svg)
             save_png(to_image(image), self.folder / file, determined_by)
             digest = hashlib.sha256((self.folder / file).read_bytes()).hexdigest()
             record = {**record, "file": file, "sha256": digest}

@@ -22,11 +22,18 @@ def check_memory(model: LatentDiffusion, size: tuple[int, int], together: int) -
 
 
 def largest_maps(config: ModelConfig, size: tuple[int, int], together: int) -> int:
-    """Returns how many numbers the largest feature maps have: the U-Net's skips, or a block's four when decoding."""
-    pixels, channels = size[0] * size[1], config.unet.channels
-    skips = sum(width / 4**level for level, width in enumerate(channels)) * (config.unet.blocks_per_level + 1)
+    """Returns how many numbers the largest feature maps have: the denoiser's, or a block's four when decoding.
+
+    Those of a U-Net are its skips, those of a transformer the hidden units of an MLP.
+    """
+    pixels = size[0] * size[1]
     rows = 2 * together  # of classifier-free guidance
-    decoded = 4 * max(config.autoencoder.channels[:2])  # one picture at a time
+    decoded = 4 if config.latents == "drawings" else 4 * max(config.autoencoder.channels[:2])  # one picture at a time
+    if config.denoiser == "dit":
+        patches = config.dit.tokens or pixels / (config.downscale * config.dit.patch_size) ** 2
+        return int(max(rows * patches * config.dit.width * config.dit.mlp_ratio, decoded * pixels))
+    channels = config.unet.channels
+    skips = sum(width / 4**level for level, width in enumerate(channels)) * (config.unet.blocks_per_level + 1)
     return int(max(rows * skips * pixels / config.downscale**2, decoded * pixels))
 
 

@@ -109,7 +109,7 @@ SETTINGS = {
     "model.config": WORDS | NULL,
     "model.prediction": WORDS | NULL,
     "model.ema": FLAG,
-    "model.subject": one_of("photo", "emoji"),
+    "model.subject": one_of("photo", "emoji", "drawing"),
     "logger.name": one_of("none", "wandb"),
     "logger.mode": one_of("online", "offline", "disabled"),
     "logger.timeout": number(0),
@@ -155,6 +155,10 @@ SETTINGS = {
     "validation_seed": SEED,
     "test_seed": SEED,
     "steps": COUNT,
+    # between drawings
+    "ends": several(WORDS),
+    "frames": whole(2),
+    "seconds": number(0),
     # attention
     "layers": several(WORDS) | TEXT | NULL,
     "argmax": one_of("head", "mean"),

@@ -53,7 +53,8 @@ def pictures(cfg: DictConfig, folder: Path) -> Measured:
     """Draws, measures and logs a cell of pictures. Nothing is measured before all shards are done."""
     job = draw.prepare(asked(cfg), Kept.load)
     observing = observers(cfg)
-    maps = cfg.maps and not (folder / "semantics.png").exists()
+    worded = job.machine.model.config.condition == "text"  # else there are no words whose maps could be drawn
+    maps = worded and cfg.maps and not (folder / "semantics.png").exists()
 
     def watch(first: int, count: int) -> list[draw.Observer]:
         found = [one for observer in observing if (one := observer(first, count)) is not None]
@@ -123,7 +124,8 @@ def written(cfg: DictConfig, axes: Axes) -> dict[str, Any]:
 def study(cfg: DictConfig, folder: Path) -> Measured:
     """Measures the network itself; the result goes by the experiment's name."""
     measure, bench = build.create(cfg.study, "study"), bench_of(cfg)
-    load = build.model if getattr(measure, "any_task", False) else build.text_to_image
+    drawings, any_task = getattr(measure, "latents", "images") == "drawings", getattr(measure, "any_task", False)
+    load = build.model if any_task else build.text_to_image if drawings else build.picture_model
     model = load(cfg.model, bench.device, cfg.dtype)
     with Logger(logger_settings(cfg), resolved(cfg), folder) as logger:
         result = described(measure.measure(model, bench, folder))

@@ -10,6 +10,7 @@ from experiments.emoji.world import LAYOUTS, EmojiScenes, World, load_atlas, set
 from experiments.training.classifier import ClassifierPart
 from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
 from experiments.training.tasks import BESIDE, InpaintPart, TaskPart
+from experiments.training.vector_dit import DiTPart
 from experiments.training.vector_parts import VectorAutoencoderPart, VectorJudgePart
 from experiments.vectors.data import Drawings, Source, load_drawings
 
@@ -64,4 +65,6 @@ def scene_part(cfg: DictConfig, scenes: EmojiScenes) -> Part:
 def drawing_part(cfg: DictConfig, drawings: Drawings) -> Part:
     kinds: dict[str, Callable[[DictConfig, Drawings], Part]]
     kinds = {"autoencoder": VectorAutoencoderPart, "judge": VectorJudgePart}
+    if cfg.part.name == "dit":
+        return DiTPart(cfg.part, drawings, Path(cfg.autoencoder))
     return kinds[cfg.part.name](cfg.part, drawings)

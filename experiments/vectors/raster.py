@@ -26,3 +26,8 @@ def renders(drawings: Iterable[Drawing], side: int = SIDE) -> Tensor:
     """Returns drawings as uint8 [N, side, side]."""
     found = [rendered(drawing, side) for drawing in drawings]
     return torch.from_numpy(np.stack(found)) if found else torch.zeros(0, side, side, dtype=torch.uint8)
+
+
+def on_paper(drawings: Iterable[Drawing], side: int) -> Tensor:
+    """Returns drawings in black on white, [N, 3, side, side] in [0, 1]."""
+    return (1 - renders(drawings, side).float() / 255)[:, None].expand(-1, 3, -1, -1)

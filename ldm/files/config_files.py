@@ -17,15 +17,26 @@ from ldm.config import (
     SD2,
     SDXL,
     AutoencoderConfig,
-    BoxesConfig,
-    ClassesConfig,
     ModelConfig,
     ScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
 )
 from ldm.files.messages import one_line, quoted
-from ldm.files.names import AUTOENCODER, CLIP, CLIP_XL, OPENCLIP, OPENCLIP_XL, TEXT_2, TOLD_BY, UNET, V_PRED, ZERO_SNR
+from ldm.files.names import (
+    AUTOENCODER,
+    CLIP,
+    CLIP_XL,
+    OPENCLIP,
+    OPENCLIP_XL,
+    OWN,
+    TEXT_2,
+    TOLD_BY,
+    UNET,
+    V_PRED,
+    ZERO_SNR,
+    networks_of,
+)
 from ldm.files.rules import FLAG, LEVELS, RULES, SIZE, Rule, check, from_fields, one_of, several, whole
 
 Json = Mapping[str, Any]
@@ -103,8 +114,6 @@ VECTOR_WIDTH = "projection_class_embeddings_input_dim"  # of what goes through t
 CLASS_VECTOR = {"class_embed_type": "projection"}  # says that this is a class
 TOLD_SIZES = {"addition_embed_type": "text_time"}  # or SDXL's pooled text and six sizes
 SIZE_WIDTH = "addition_time_embed_dim"
-TABLES: dict[str, Any] = {"classes": ClassesConfig(), "boxes": BoxesConfig()}  # conditions by learnt tables of our own
-TABLE_NAMES = {"classes": "ClassTable", "boxes": "BoxEncoder"}
 VAE_ALWAYS = {"act_fn": "silu", "mid_block_add_attention": True, "use_post_quant_conv": True, "use_quant_conv": True}
 VAE_KNOWN = {*VAE_FIELDS.values(), "out_channels", "down_block_types", "up_block_types", "sample_size", "force_upcast"}
 ATTENTION = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
@@ -155,35 +164,47 @@ def to_json_fields(config: Any, table: Mapping[str, str]) -> dict[str, Any]:
 
 
 def from_diffusers(jsons: Mapping[str, Json], pad_ids: Mapping[str, int | None], where: str) -> ModelConfig:
-    """Returns the config in a diffusers folder's JSON files, which are given by their paths in it.
+    """Returns the config in a folder's JSON files, which are given by their paths in it: diffusers', or ours.
 
     pad_ids  of the padding token that the tokenizer's files name, by text encoder; None if they name none
 
     Raises ValueError for what is missing, beyond our networks, or outside its rule.
     """
-    unet = jsons["unet/config.json"]
-    autoencoder = autoencoder_from_diffusers(jsons["vae/config.json"], f"{where}/vae")
-    sample_size = 64 if unet.get("sample_size") is None else unet["sample_size"]
-    check("sample_size", sample_size, whole(1, 512), f"{where}/unet")
-    texts = {
-        part: text_from_diffusers(jsons[f"{part}/config.json"], pad_id, f"{where}/{part}")
-        for part, pad_id in pad_ids.items()
-    }
-    told = dict[str, Any]()
-    for part, default in TABLES.items():
-        if f"{part}/config.json" in jsons:
-            settings = {key: value for key, value in jsons[f"{part}/config.json"].items() if not key.startswith("_")}
-            told[part] = from_fields(default, settings, f"{where}/{part}")
+    parts = {name.removesuffix("/config.json"): data for name, data in jsons.items() if name.endswith("/config.json")}
+    texts = {part: text_from_diffusers(parts[part], pad_id, f"{where}/{part}") for part, pad_id in pad_ids.items()}
+    settings: dict[str, Any] = own_settings(jsons.get("model_index.json", {}), where)
+    for part, default in OWN.items():
+        if part in parts:
+            data = {key: value for key, value in parts[part].items() if not key.startswith("_")}
+            settings[part] = from_fields(default(), data, f"{where}/{part}")
+    if "vae" in parts:
+        settings["autoencoder"] = autoencoder_from_diffusers(parts["vae"], f"{where}/vae")
+    if "unet" in parts:
+        settings["unet"] = unet_from_diffusers(parts["unet"], TEXT_2 in texts, f"{where}/unet")
+        sample_size = 64 if parts["unet"].get("sample_size") is None else parts["unet"]["sample_size"]
+        check("sample_size", sample_size, whole(1, 512), f"{where}/unet")
+        settings["image_size"] = sample_size * 2 ** (len(settings["autoencoder"].channels) - 1)
     config = ModelConfig(
-        unet=unet_from_diffusers(unet, TEXT_2 in texts, f"{where}/unet"),
-        autoencoder=autoencoder,
-        condition=next((kind for kind, part in TOLD_BY.items() if f"{part}/config.json" in jsons), "nothing"),
+        condition=next((told for told, part in TOLD_BY.items() if part in parts), "nothing"),
         text=texts.get("text_encoder", TextEncoderConfig()),
-        **told,
         schedule=schedule_from_diffusers(jsons["scheduler/scheduler_config.json"], f"{where}/scheduler"),
-        image_size=sample_size * 2 ** (len(autoencoder.channels) - 1),
     )
+    config = replace(config, **settings)
     return with_two_texts(config, texts[TEXT_2], jsons, where) if TEXT_2 in texts else config
+
+
+OWN_MODEL = "LatentDiffusion"
+INDEXED = ("denoiser", "latents", "image_size", "stroke")  # fields of ours in the index of a folder
+
+
+def own_settings(index: Json, where: str) -> dict[str, Any]:
+    """Returns the fields of a model that diffusers has no pipeline for; none of one that it has one for."""
+    if index.get("_class_name") != OWN_MODEL:
+        return {}
+    found = {name: index[name] for name in INDEXED if name in index}
+    for name, value in found.items():
+        check(name, value, RULES[ModelConfig][name], f"{where}/model_index.json")
+    return found
 
 
 def with_two_texts(
@@ -285,35 +306,51 @@ def schedule_to_diffusers(config: ScheduleConfig, two_texts: bool) -> dict[str, 
 
 
 def to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """Returns the JSON files of a diffusers folder, by their paths in it."""
-    down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.unet.attention]
-    levels = len(config.autoencoder.channels)
+    """Returns the JSON files of a folder, by their paths in it: diffusers', with ours for what it does not have."""
     schedule = schedule_to_diffusers(config.schedule, config.text_2 is not None)
+    writers = {"unet": unet_to_diffusers, "vae": vae_to_diffusers}
+    networks = {
+        f"{part}/config.json": writers[part](config) if part in writers else own_to_json(getattr(config, part))
+        for part in networks_of(config)
+    }
+    files = {
+        "model_index.json": model_index(config, schedule["_class_name"]),
+        **networks,
+        **condition_to_diffusers(config),
+        "scheduler/scheduler_config.json": schedule,
+    }
+    return files if config.text_2 is None else two_texts_to_diffusers(config, config.text_2, files)
+
+
+def own_to_json(config: Any) -> dict[str, Any]:
+    """Returns one of our configs as it is, for what diffusers does not have."""
+    return {"_class_name": type(config).__name__.removesuffix("Config"), **asdict(config)}
+
+
+def unet_to_diffusers(config: ModelConfig) -> dict[str, Any]:
+    down = ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in config.unet.attention]
     vector: dict[str, Any] = {VECTOR_WIDTH: config.unet.vector_width} if config.unet.vector_width else {}
     if config.condition == "classes" and vector:
         vector |= CLASS_VECTOR
     # fmt: off
-    files = {
-        "model_index.json": {
-            **model_index(config), "scheduler": ["diffusers", schedule["_class_name"]],
-            "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
-        },
-        "unet/config.json": {
-            "_class_name": "UNet2DConditionModel", **to_json_fields(config.unet, UNET_FIELDS), **vector,
-            "sample_size": config.image_size // config.downscale, "down_block_types": down,
-            "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
-            "transformer_layers_per_block": config.unet.depth or 1,
-        },
-        "vae/config.json": {
-            "_class_name": "AutoencoderKL", **to_json_fields(config.autoencoder, VAE_FIELDS),
-            "out_channels": config.autoencoder.image_channels, "sample_size": config.image_size,
-            "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
-        },
-        **condition_to_diffusers(config),
-        "scheduler/scheduler_config.json": schedule,
+    return {
+        "_class_name": "UNet2DConditionModel", **to_json_fields(config.unet, UNET_FIELDS), **vector,
+        "sample_size": config.image_size // config.downscale, "down_block_types": down,
+        "up_block_types": [block.replace("Down", "Up") for block in reversed(down)],
+        "transformer_layers_per_block": config.unet.depth or 1,
     }
     # fmt: on
-    return files if config.text_2 is None else two_texts_to_diffusers(config, config.text_2, files)
+
+
+def vae_to_diffusers(config: ModelConfig) -> dict[str, Any]:
+    levels = len(config.autoencoder.channels)
+    # fmt: off
+    return {
+        "_class_name": "AutoencoderKL", **to_json_fields(config.autoencoder, VAE_FIELDS),
+        "out_channels": config.autoencoder.image_channels, "sample_size": config.image_size,
+        "down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+    # fmt: on
 
 
 def text_to_diffusers(config: TextEncoderConfig) -> dict[str, Any]:
@@ -354,29 +391,28 @@ def two_texts_to_diffusers(
     }
 
 
-def model_index(config: ModelConfig) -> dict[str, Any]:
-    """Returns the name of the pipeline, which may be one that diffusers does not have, and how it is told prompts."""
-    if config.condition == "nothing":
-        return {"_class_name": "LatentDiffusion", "text_encoder": [None, None]}
-    if config.condition in TABLES:
-        return {"_class_name": "LatentDiffusion", config.condition: ["ldm", TABLE_NAMES[config.condition]]}
+def model_index(config: ModelConfig, scheduler: str) -> dict[str, Any]:
+    """Returns what names the pipeline: diffusers' Stable Diffusion, or our own with the fields that make it another."""
+    if config.condition != "text" or set(networks_of(config)) & OWN.keys():
+        own = {"_class_name": OWN_MODEL, **{name: getattr(config, name) for name in INDEXED}}
+        return own | ({"text_encoder": [None, None]} if config.condition == "nothing" else {})
+    # fmt: off
     return {
         "_class_name": f"StableDiffusion{'Inpaint' if config.unet.in_channels == 9 else ''}Pipeline",
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-        "requires_safety_checker": False,
+        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+        "safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False,
+        "scheduler": ["diffusers", scheduler], "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
     }
+    # fmt: on
 
 
 def condition_to_diffusers(config: ModelConfig) -> dict[str, dict[str, Any]]:
     """Returns the JSON file, by its path, of what turns prompts into conditions; none for a model told nothing."""
     if config.condition == "nothing":
         return {}
-    if config.condition in TABLES:
-        about = {"_class_name": TABLE_NAMES[config.condition], **asdict(getattr(config, config.condition))}
-        return {f"{config.condition}/config.json": about}
+    if config.condition in OWN:
+        return {f"{config.condition}/config.json": own_to_json(getattr(config, config.condition))}
     return {"text_encoder/config.json": text_to_diffusers(config.text)}
 
 

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ldm.config import AutoencoderConfig, UNetConfig
+from ldm.config import (
+    AutoencoderConfig,
+    BoxesConfig,
+    ClassesConfig,
+    DiTConfig,
+    ModelConfig,
+    UNetConfig,
+    VectorAutoencoderConfig,
+)
 from ldm.model import LatentDiffusion
 from ldm.text import TextEncoderPair
 
@@ -59,6 +67,14 @@ STEMS = {  # of the files, by folder
     "text_encoder_2": "model",
     "classes": "model",
     "boxes": "model",
+    "dit": "model",
+    "drawings": "model",
+}
+OWN = {  # folders with fields of ours
+    "classes": ClassesConfig,
+    "boxes": BoxesConfig,
+    "dit": DiTConfig,
+    "drawings": VectorAutoencoderConfig,
 }
 TEXT_2 = "text_encoder_2"  # SDXL's second
 # the folder of what makes a condition; for "nothing" there is none
@@ -93,12 +109,17 @@ TRANSFORMERS: Table = [  # CLIPTextModel
 
 def parts(model: LatentDiffusion) -> dict[str, nn.Module]:
     """Returns the networks by the names of their folders."""
-    networks: dict[str, nn.Module] = {"unet": model.unet, "vae": model.autoencoder}
+    networks = dict[str, nn.Module](zip(networks_of(model.config), (model.unet, model.autoencoder), strict=True))
     if isinstance(model.text_encoder, TextEncoderPair):
         networks |= {"text_encoder": model.text_encoder.first, TEXT_2: model.text_encoder.second}
     elif model.text_encoder is not None:
         networks[TOLD_BY[model.config.condition]] = model.text_encoder
     return networks
+
+
+def networks_of(config: ModelConfig) -> tuple[str, str]:
+    """Returns the names of the folders of the denoiser and of the autoencoder."""
+    return config.denoiser, "drawings" if config.latents == "drawings" else "vae"
 
 
 def in_folder(model: LatentDiffusion, bare: Collection[str] = (), old_vae: bool = False) -> dict[str, Sources]:
@@ -111,8 +132,7 @@ def in_folder(model: LatentDiffusion, bare: Collection[str] = (), old_vae: bool 
         "vae": DIFFUSERS_OLD_VAE if old_vae else DIFFUSERS,
         "text_encoder": TRANSFORMERS,
         TEXT_2: TRANSFORMERS,
-        "classes": [],
-        "boxes": [],
+        **{part: [] for part in OWN},
     }
 
     def place(part: str, name: str) -> Source:

@@ -25,11 +25,11 @@ from ldm.files.messages import one_line, quoted
 from ldm.files.names import STEMS, Source, Sources
 from ldm.files.rules import PREDICTIONS, checked
 from ldm.files.tensors import is_mapped, tensors_in
-from ldm.model import LatentDiffusion, encoder_of
+from ldm.model import LatentDiffusion, autoencoder_of, denoiser_of, encoder_of
 from ldm.text import open_clip_tokenizer
-from ldm.unet import UNet
 
-EMBEDDED = {"emoji": Path(__file__).parent.parent / "weights" / "emoji"}
+WEIGHTS = Path(__file__).parent.parent / "weights"
+EMBEDDED = {name: WEIGHTS / name for name in ("emoji", "glyphs")}
 CHUNK = 256 * 2**20  # bytes read before a file is mapped anew: touched pages count as the process's memory
 
 
@@ -42,7 +42,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> LatentDiffusion:
-    """Returns the embedded model "emoji", or that of a single file, a diffusers folder, or a hub id "owner/name".
+    """Returns an embedded model, "emoji" or "glyphs", or that of a single file, a diffusers folder, or a hub id.
 
     config      YAML of a single file that is not of a published family: CompVis's, or one of ModelConfig's fields
     prediction  "eps", "v", "x0" or "flow", in the place of what a config says; needed for single files of SD 2
@@ -53,6 +53,8 @@ def load_model(
     if prediction not in (None, *PREDICTIONS):
         raise ValueError(f"model.prediction={prediction}: must be {', '.join(PREDICTIONS[:-1])} or {PREDICTIONS[-1]}")
     path = EMBEDDED.get(str(source)) or locate(str(source))
+    if not path.exists():
+        raise FileNotFoundError(f"{source}: this installation has no weights of it ({path}); README says how to train")
     if not path.is_dir():
         config_path = None if config is None else Path(config)
         return read_file(path, config_path, prediction, ema, dtype, torch.device(device))
@@ -68,7 +70,8 @@ def load_model(
 def on_meta(config: ModelConfig) -> LatentDiffusion:
     """Returns a model on the meta device: its shapes only."""
     with torch.device("meta"):
-        model = LatentDiffusion(UNet(config.unet), Autoencoder(config.autoencoder), encoder_of(config), config)
+        networks = denoiser_of(config), autoencoder_of(config), encoder_of(config)
+    model = LatentDiffusion(*networks, config)
     for network in names.parts(model).values():
         network.eval().requires_grad_(False)
     return model
@@ -180,7 +183,7 @@ def read_file(
 # --- diffusers folders ------------------------------------------------------------------------------------------------
 
 BIN_STEMS = {**STEMS, "text_encoder": "pytorch_model", names.TEXT_2: "pytorch_model"}
-CONFIGS = ["unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]  # of every model
+SCHEDULER = "scheduler/scheduler_config.json"
 INDEX = "model_index.json"
 TOKENIZER = ("special_tokens_map.json", "tokenizer_config.json")
 
@@ -191,22 +194,22 @@ def tokenizers(parts: Iterable[str]) -> dict[str, str]:
 
 
 def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device: torch.device) -> LatentDiffusion:
-    told_by = told_in(folder)
-    wanted = [*CONFIGS, *(f"{part}/config.json" for part in told_by)]
-    wanted += [INDEX] if names.TEXT_2 in told_by and (folder / INDEX).exists() else []
-    jsons = {name: read_json(folder / name) for name in wanted}
+    index, told_by = read_index(folder), told_in(folder)
+    parts = [*names.networks_of(replace(ModelConfig(), **config_files.own_settings(index, str(folder)))), *told_by]
+    jsons = {name: read_json(folder / name) for name in [*(f"{part}/config.json" for part in parts), SCHEDULER]}
+    jsons[INDEX] = index
     pad_ids = {part: padding(folder / tokenizer) for part, tokenizer in tokenizers(told_by).items()}
     config = config_files.from_diffusers(jsons, pad_ids, str(folder))
     config = with_prediction(config, prediction, str(folder))
     try:
         present = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
-        files = {part: [folder / name for name in weight_files(part, present)] for part in ("unet", "vae", *told_by)}
+        files = {part: [folder / name for name in weight_files(part, present)] for part in parts}
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 
     model = on_meta(config)
-    keys = {part: [key for path in files[part] for key in tensors_in(path)] for part in ("vae", *told_by)}
-    old_vae = any(key.endswith(".query.weight") for key in keys["vae"])
+    keys = {part: [key for path in files[part] for key in tensors_in(path)] for part in parts if part != "unet"}
+    old_vae = any(key.endswith(".query.weight") for key in keys.get("vae", []))
     bare = [part for part, found in keys.items() if not any(key.startswith(names.TEXT_PREFIX) for key in found)]
     sources = names.in_folder(model, bare, old_vae)
     for part, network in names.parts(model).items():
@@ -230,6 +233,11 @@ def read_autoencoder(folder: Path) -> tuple[Autoencoder, AutoencoderConfig]:
     return network, config
 
 
+def read_index(folder: Path) -> dict[str, Any]:
+    """Returns what a folder's index says; nothing if there is none."""
+    return read_json(folder / INDEX) if (folder / INDEX).exists() else {}
+
+
 def told_in(folder: Path) -> list[str]:
     """Returns the names of the folders of what turns prompts into conditions; none if the model's index says so.
 
@@ -242,7 +250,7 @@ def told_in(folder: Path) -> list[str]:
         if not (folder / "text_encoder" / "config.json").exists():
             raise ValueError(f"{folder}: an SDXL refiner, which has text_encoder_2 alone: only SDXL base is supported")
         return ["text_encoder", names.TEXT_2]
-    index = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
+    index = read_index(folder)
     return [] if index.get("text_encoder") == [None, None] else ["text_encoder"]
 
 
@@ -321,8 +329,10 @@ def from_hub(hub_id: str) -> Path:
     try:
         siblings = huggingface_hub.HfApi().model_info(hub_id, timeout=20).siblings or []
         files = [sibling.rfilename for sibling in siblings]
-        parts = [part for part in STEMS if part in ("unet", "vae") or any(f.startswith(f"{part}/") for f in files)]
-        needed = [*(f"{part}/config.json" for part in parts), "scheduler/scheduler_config.json"]
+        there = {name.partition("/")[0] for name in files}
+        always = {"unet", "vae"} if not there & {"dit", "drawings"} else set()
+        parts = [part for part in STEMS if part in there | always]
+        needed = [*(f"{part}/config.json" for part in parts), SCHEDULER]
         needed += [INDEX] if "text_encoder" not in parts or names.TEXT_2 in parts else []
         needed += [f"{folder}/{name}" for folder in tokenizers(parts).values() for name in TOKENIZER]
         needed += [name for part in parts for name in weight_files(part, files)]

@@ -12,6 +12,7 @@ from ldm.config import (
     AutoencoderConfig,
     BoxesConfig,
     ClassesConfig,
+    DiTConfig,
     ModelConfig,
     ScheduleConfig,
     TextEncoderConfig,
@@ -139,8 +140,22 @@ RULES: dict[type, dict[str, Rule]] = {
         "steps_offset": whole(0, 10**6),
         "ends_clean": FLAG,
     },
+    DiTConfig: {
+        "in_channels": SIZE,
+        "width": SIZE,
+        "layers": whole(1, 128),
+        "heads": whole(0, 65536),
+        "mlp_ratio": whole(1, 64),
+        "patch_size": whole(1, 64),
+        "size": SIZE,
+        "tokens": whole(0, 65536),
+        "learn_sigma": FLAG,
+    },
     ModelConfig: {
         "condition": one_of("text", "classes", "boxes", "nothing"),
+        "denoiser": one_of("unet", "dit"),
+        "latents": one_of("images", "drawings"),
+        "stroke": or_none(between(0, 24)),
         "image_size": SIZE,
         "zeros_for_empty": FLAG,
         "text_2": Rule("null, or a mapping of settings", lambda value: value is None),
@@ -179,26 +194,17 @@ def from_fields(default: T, data: Mapping[str, Any], where: str) -> T:
 
 def checked(config: ModelConfig, where: str) -> ModelConfig:
     """Returns the config itself. Raises ValueError where its numbers contradict each other."""
-    unet, schedule = config.unet, config.schedule
-    texts = [config.text, *([config.text_2] if config.text_2 else [])]
-    if not len(unet.channels) == len(unet.attention) == len(unet.heads):
-        raise ValueError(f"{where}: the U-Net's channels, attention and heads must have one entry per level")
-    if len(unet.depth) not in (0, len(unet.channels)):
-        raise ValueError(f"{where}: the U-Net's depth must have one entry per level, or none")
-    with_heads = [*zip(unet.channels, unet.heads, strict=True)]
-    with_heads += [(text.width, text.heads) for text in texts] if config.condition == "text" else []
-    for width, heads in with_heads:
-        if width % heads:
-            raise ValueError(f"{where}: {width} channels cannot be split over {heads} heads")
-    for part in (unet, config.autoencoder):
-        if any(c % part.norm_groups for c in part.channels):
-            raise ValueError(f"{where}: channels {part.channels} cannot be normed in {part.norm_groups} groups")
-    if unet.channels[0] % 2:
-        raise ValueError(f"{where}: the U-Net's channels {unet.channels} must begin with an even number")
-    check_condition(config, texts, where)
-    for text in texts:
+    schedule, texts = config.schedule, [config.text, *([config.text_2] if config.text_2 else [])]
+    check_dit(config, where) if config.denoiser == "dit" else check_unet(config.unet, where)
+    if config.latents == "images":
+        check_norms(config.autoencoder, where)
+    elif config.denoiser != "dit" or not config.dit.tokens:
+        raise ValueError(f"{where}: latents of drawings are vectors: they take denoiser=dit, dit.tokens of at least 1")
+    for text in texts if config.condition == "text" else ():
+        check_heads(text.width, text.heads, where)
         if text.pad_id >= text.vocab:
             raise ValueError(f"{where}: pad_id={text.pad_id} is not among the {text.vocab} tokens")
+    check_condition(config, texts, where)
     if schedule.zero_terminal_snr and schedule.prediction == "eps":
         raise ValueError(
             f"{where}: zero_terminal_snr (rescale_betas_zero_snr) with prediction eps: "
@@ -207,29 +213,71 @@ def checked(config: ModelConfig, where: str) -> ModelConfig:
     return config
 
 
+def check_unet(unet: UNetConfig, where: str) -> None:
+    if not len(unet.channels) == len(unet.attention) == len(unet.heads):
+        raise ValueError(f"{where}: the U-Net's channels, attention and heads must have one entry per level")
+    if len(unet.depth) not in (0, len(unet.channels)):
+        raise ValueError(f"{where}: the U-Net's depth must have one entry per level, or none")
+    for width, heads in zip(unet.channels, unet.heads, strict=True):
+        check_heads(width, heads, where)
+    check_norms(unet, where)
+    if unet.channels[0] % 2:
+        raise ValueError(f"{where}: the U-Net's channels {unet.channels} must begin with an even number")
+
+
+def check_dit(config: ModelConfig, where: str) -> None:
+    dit = config.dit
+    if dit.width % 4:
+        raise ValueError(f"{where}: the transformer's width {dit.width} must be a multiple of 4")
+    if dit.heads:
+        check_heads(dit.width, dit.heads, where)
+    if bool(dit.tokens) != (config.latents == "drawings"):
+        raise ValueError(f"{where}: dit.tokens={dit.tokens}, and latents are of {config.latents}")
+    if dit.tokens and dit.in_channels % dit.tokens:
+        raise ValueError(f"{where}: {dit.in_channels} numbers cannot be cut into {dit.tokens} slices")
+    if dit.in_channels != config.latent_channels:
+        raise ValueError(f"{where}: dit.in_channels={dit.in_channels}, and latents have {config.latent_channels}")
+    if not dit.tokens and dit.size % dit.patch_size:
+        raise ValueError(f"{where}: a grid of {dit.size} cannot be cut into patches of {dit.patch_size}")
+
+
+def check_heads(width: int, heads: int, where: str) -> None:
+    if width % heads:
+        raise ValueError(f"{where}: {width} channels cannot be split over {heads} heads")
+
+
+def check_norms(part: UNetConfig | AutoencoderConfig, where: str) -> None:
+    if any(c % part.norm_groups for c in part.channels):
+        raise ValueError(f"{where}: channels {part.channels} cannot be normed in {part.norm_groups} groups")
+
+
 def check_condition(config: ModelConfig, texts: Sequence[TextEncoderConfig], where: str) -> None:
-    """Raises ValueError where the U-Net is not made for what it would be told."""
-    unet, classes, width = config.unet, config.classes, sum(text.width for text in texts)
-    if config.condition == "text" and unet.text_width != width:
-        raise ValueError(f"{where}: the U-Net expects text of width {unet.text_width}, its encoder gives {width}")
+    """Raises ValueError where the denoiser is not made for what it would be told."""
+    classes, width = config.classes, sum(text.width for text in texts)
+    # a DiT adds a vector of its own width to the time embedding, and looks at no tokens
+    dit = config.denoiser == "dit"
+    text_width = None if dit else config.unet.text_width
+    vector_width = (config.dit.width if config.condition == "classes" else 0) if dit else config.unet.vector_width
+    if config.condition == "text" and text_width != width:
+        raise ValueError(f"{where}: the U-Net expects text of width {text_width}, its encoder gives {width}")
     check_pooled(config, where)
-    if config.condition == "nothing" and unet.text_width is not None:
-        raise ValueError(f"{where}: the U-Net expects text of width {unet.text_width}, and is told nothing")
-    if config.condition == "boxes" and (not config.boxes.names or unet.text_width != config.boxes.width):
+    if config.condition == "nothing" and text_width is not None:
+        raise ValueError(f"{where}: the U-Net expects text of width {text_width}, and is told nothing")
+    if config.condition == "boxes" and (not config.boxes.names or text_width != config.boxes.width):
         raise ValueError(
             f"{where}: condition=boxes with {len(config.boxes.names)} labels and tokens of width {config.boxes.width}, "
-            f"and a U-Net that expects text_width={unet.text_width}"
+            f"and a U-Net that expects text_width={text_width}"
         )
     if config.condition != "classes":
         return
     if not classes.names:
         raise ValueError(f"{where}: condition=classes, and classes.names is empty")
     expected = (None, classes.width) if classes.as_vector else (classes.width, 0)
-    if (unet.text_width, unet.vector_width) != expected:
+    if (text_width, vector_width) != expected:
         kind = "a vector" if classes.as_vector else "a token"
         raise ValueError(
-            f"{where}: a class is {kind} of width {classes.width}, and the U-Net expects "
-            f"text_width={unet.text_width} vector_width={unet.vector_width}"
+            f"{where}: a class is {kind} of width {classes.width}, and the denoiser expects "
+            f"text_width={text_width} vector_width={vector_width}"
         )
 
 

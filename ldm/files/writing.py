@@ -94,8 +94,10 @@ def write_file(model: LatentDiffusion, path: Path, dtype: torch.dtype | None = N
 
     Of two text encoders the layout is SDXL's, with the marks of its fine-tunes.
 
-    Raises FileExistsError if `path` is there.
+    Raises FileExistsError if `path` is there, and ValueError for networks that the layout has no names for.
     """
+    if beyond := {"dit", "drawings"} & names.parts(model).keys():
+        raise ValueError(f"{path}: CompVis's layout has no {' and no '.join(sorted(beyond))}: write a folder")
     two_texts = model.config.text_2 is not None
     open_clip = model.config.condition == "text" and model.config.text.activation == "gelu" and not two_texts
     sources = names.in_single_file(model, names.OPENCLIP if open_clip else names.CLIP + names.TEXT_PREFIX)

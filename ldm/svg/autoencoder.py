@@ -82,14 +82,14 @@ class VectorAutoencoder(nn.Module):
         A latent's mean is the sequence's principal components, each divided by the root of its standard deviation: the
         large ones stay the large ones, the small ones rise above the noise of q. Both MLPs begin by saying nothing.
         """
-        flat = sequences.flatten(1)
+        flat = sequences.flatten(1).double()  # in float32 the many numbers that are always zero do not converge
         centre = flat.mean(dim=0)
         covariance = (flat - centre).T @ (flat - centre) / len(flat)
         variances, directions = torch.linalg.eigh(covariance)
         width = self.config.latent_width
         directions, roots = directions.flip(1)[:, :width], variances.flip(0)[:width].clamp(min=LEAST_VARIANCE) ** 0.25
         self.to_latent.weight.copy_((directions / roots).T)
-        self.to_latent.bias.copy_(-self.to_latent.weight @ centre)
+        self.to_latent.bias.copy_(-(directions / roots).T @ centre)
         self.from_latent.weight.copy_(directions * roots)
         self.from_latent.bias.copy_(centre)
         for mlp in (self.encoder, self.decoder):

@@ -69,7 +69,7 @@ def test_every_cell_composes(name: str, subject: str) -> None:
 def test_page_and_claims_speak_of_what_is_swept_and_measured(name: str) -> None:
     cfg = composed(name, "emoji")
     axes = set(OmegaConf.to_container(cfg.hydra.sweeper.params))
-    measured = {name} if cfg.study is not None else {*cfg.measures.emoji, *cfg.measures.photo}
+    measured = {name} if cfg.study is not None else {*cfg.measures.emoji, *cfg.measures.photo, *cfg.measures.drawing}
     page, claims = resolved(cfg.page), resolved(cfg.claims)
     assert {page["x"], page["by"]} - {None} <= axes
     spoken = [measure for curve in page["curves"] for measure in curve["measures"]] + page.get("frontier", [])

@@ -38,10 +38,7 @@ def sinusoids(t: Tensor, width: int, shift: int = 0) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """[B, out] of timesteps t [B]: sinusoids, and two layers.
-
-    Their frequencies are 1e4 ** (-i / (width / 2 - shift)), i from 0.
-    """
+    """[B, out] of timesteps t [B]: sinusoids, and two layers."""
 
     def __init__(self, width: int, out: int, shift: int = 0):
         super().__init__()

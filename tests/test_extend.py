@@ -189,7 +189,8 @@ def test_own_network() -> None:
         """v of standard normal data, whose x_0 given x_t is signal x_t: v = signal eps - noise x_0 is 0."""
         return torch.zeros_like(x_t)
 
-    conditions = Conditions(Condition(), Condition(), lambda prompt: Condition())
+    told = Condition(vector=torch.zeros(3, 1))
+    conditions = Conditions(told, told, lambda prompt: told)
     x_T = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     denoise = guided(as_x_0(network, "v"), ClassifierFree(4), conditions)
     *_, (_, x_t, _) = ddim(denoise, x_T, Schedule().steps(10, final="clean"))

@@ -477,7 +477,7 @@ def test_attention_is_its_formula_and_fused_where_nothing_changes_it(monkeypatch
         fused_rows.append(len(q))
         return fused(q, k, v)
 
-    monkeypatch.setattr(attention.F, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
     look = AttentionEdit(lambda weights, site: seen.append(weights), observes=True)
     same = AttentionEdit(lambda weights, site: weights)
     in_place = AttentionEdit(lambda weights, site: weights.mul_(2))

@@ -67,6 +67,7 @@ def judged(run: Path, judge: Path) -> list[str]:
 def test_metric_is_one_yaml_that_mirrors_its_class(path: Path) -> None:
     needed: dict = {"frechet": {"reference": "x"}, "alpha_fid": {"references": "x"}}.get(path.stem, {})
     needed |= {"object_shares": {"objects": ["x", "y"]}, "word_choice": {"words": ["x", "y"]}}.get(path.stem, {})
+    needed |= {"class_shares": {"classes": ["A", "B"]}}.get(path.stem, {})
     overrides = [f"metrics.{path.stem}.{key}={value}" for key, value in needed.items()]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("evaluate", ["run=x", f"metrics=[{path.stem}]", *overrides]).metrics

@@ -388,7 +388,7 @@ def test_a_second_network_is_named_on_the_command_line(tiny_folder: Path, tmp_pa
     with pytest.raises(UserError, match="another noise schedule"):
         prepared(tiny_folder, f"networks.weak={tmp_path / 'linear'}")
     alone = prepared(tiny_folder)
-    with pytest.raises(UserError, match="guidance: branch 'weak' needs a network 'weak': there is main"):
+    with pytest.raises(UserError, match="guidance: Auto: branch 'weak' needs a network 'weak': there is main"):
         next(draw.moments(alone.machine, batch, Auto()))
 
 

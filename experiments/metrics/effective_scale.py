@@ -27,7 +27,8 @@ class Projection(Wrapper):
 
     With d = x_0c - x_0u and the guided x_0, of each picture: scale = <x_0 - x_0u, d> / <d, d>, for classifier-free
     guidance g itself; cosine = that of the angle between x_0 - x_0u and d. Both are the same in eps; nan where d is 0.
-    x_0u is that of the guidance's own pass of the negative prompt, or where it has none that of a pass aside.
+    x_0u is that of the guidance's own pass of the negative prompt, or where it has none that of a pass aside. Of a
+    guidance whose eps does not follow from its x_0, such as CFG++, x_0 is the one that makes a step of DDIM end there.
     """
 
     inner: Guidance
@@ -48,7 +49,8 @@ class Projection(Wrapper):
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
         guided = combined(self.inner, without_observed(x_0), x_t, step)
         x_0u = x_0[self.own.get(step, "unconditional")]
-        d, direction = ((e - x_0u).flatten(1).double() for e in (x_0["cond"], guided.x_0))
+        reached = guided.x_0 + apart(guided, x_t, step)
+        d, direction = ((e - x_0u).flatten(1).double() for e in (x_0["cond"], reached))
         along = (direction * d).sum(dim=1)
         scale, cosine = along / d.square().sum(dim=1), along / (d.norm(dim=1) * direction.norm(dim=1))
         self.steps.append({"i": step.i, "t": step.now.t, "scale": scale.cpu(), "cosine": cosine.cpu()})
@@ -59,6 +61,13 @@ def is_plain(branch: Branch, condition: Condition) -> bool:
     """Whether a pass shows the main network the step's x_t under this condition, and nothing is changed in it."""
     as_it_is = branch.network == "main" and branch.t is None and branch.x_t is None and not branch.edits
     return as_it_is and branch.condition is condition
+
+
+def apart(guided: Denoised, x_t: Tensor, step: Step) -> Tensor:
+    """What x_0 lacks, so that a step with the eps that follows from it would end where this pair's step ends."""
+    now, to = step.now, step.to
+    share = to.noise / (to.signal - to.noise * now.signal / now.noise)
+    return share * (guided.eps - now.eps(x_t, guided.x_0))
 
 
 def without_observed(x_0: dict[str, Tensor]) -> dict[str, Tensor]:

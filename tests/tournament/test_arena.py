@@ -25,7 +25,8 @@ import experiments.run.cli
 from experiments import arena
 from experiments.emoji.judge import NATURAL, Judge, save_judge
 from experiments.files import CONF, read_lines
-from experiments.run import build, geneval
+from experiments.metrics.effective_scale import Projection
+from experiments.run import build, draw, geneval
 from experiments.sweeps.folder import Cell
 from experiments.tournament.plan import Method, changes, literal, method_of
 from experiments.tournament.verdicts import on_curve
@@ -290,6 +291,18 @@ def test_changes_are_overrides_that_hydra_reads() -> None:
         cfg = compose("sample", overrides=[f"+x={literal(old)}", *changes("x", old, new)])
     assert OmegaConf.to_container(cfg.x) == new
     assert changes("x", new, new) == []
+
+
+def test_cfg_pp_has_the_scale_of_each_step_that_it_amounts_to(tiny_folder: Path) -> None:
+    """lambda sigma / (sigma - sigma'), under DDIM: what `followed` needs, though its x_0 is at lambda."""
+    asked = ["model=file", f"model.path={tiny_folder}", "guidance=cfg_pp", "prompt=a cat", "sampler.steps=6"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        job = draw.prepare(compose("sample", overrides=asked))
+    probe = Projection(job.machine.guidance)
+    for _ in draw.moments(job.machine, draw.batch_of(job, 0, 1), probe):
+        pass
+    found = [step["scale"].item() for step in probe.steps]
+    assert found == pytest.approx([0.6 * s.now.sigma / (s.now.sigma - s.to.sigma) for s in job.machine.steps], rel=1e-3)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -523,8 +524,9 @@ def test_ctrl_c_leaves_complete_images(tiny_folder: Path, tmp_path: Path) -> Non
     out = tmp_path / "run"
     seeds = f"seeds=[{','.join(map(str, range(400)))}]"
     process = subprocess.Popen(
-        command(tiny_folder, out, seeds, "batch_size=2", "sampler.steps=20"), stderr=subprocess.PIPE, text=True
-    )
+        command(tiny_folder, out, seeds, "batch_size=2", "sampler.steps=20"), stderr=subprocess.PIPE, text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's & has children ignore it
+    )  # fmt: skip
     while not (out / "images").exists() or len(list((out / "images").iterdir())) < 5:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)

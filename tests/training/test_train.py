@@ -351,20 +351,26 @@ def test_the_fresh_unet_predicts_nothing_so_its_loss_is_the_variance_of_the_nois
     assert history[0]["loss"] == pytest.approx(1, abs=0.05)
 
 
+class Nothing(nn.Module):
+    """A network that predicts 0, so that the loss is the target's square, and keeps what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def forward(self, x_t, t, condition):
+        self.seen.update(x_t=x_t, t=t)
+        return torch.zeros_like(x_t)
+
+
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
 def test_the_target_is_what_the_sampler_takes_it_for(folder, prediction):
     """A network that returned its training target would give as_x_0 the very x_0."""
     cfg = config(folder, "unet", f"part.schedule.prediction={prediction}", "part.caption_dropout=0", "bf16=false")
     scenes = EmojiScenes(*world_of(folder, cfg))
     part = parts.UNetPart(cfg.part, scenes, *(folder / p / "checkpoint.pt" for p in ("autoencoder", "clip")))
-    seen = {}
-
-    class Nothing(nn.Module):
-        def forward(self, x_t, t, condition):
-            seen.update(x_t=x_t, t=t)
-            return torch.zeros_like(x_t)
-
     part.unet = Nothing()
+    seen = part.unet.seen
     some = batch_of(scenes, range(64))
     loss = part.forward(some, torch.Generator().manual_seed(5))
     g = torch.Generator().manual_seed(5)  # the draws again: posterior, dropout, t, eps, its offset
@@ -387,14 +393,8 @@ def test_a_flow_learns_its_velocity_at_its_own_times(folder, times):
     cfg = config(folder, "unet_flow", f"part.schedule.times={times}", "part.caption_dropout=0", "bf16=false")
     scenes = EmojiScenes(*world_of(folder, cfg))
     part = parts.UNetPart(cfg.part, scenes, *(folder / p / "checkpoint.pt" for p in ("autoencoder", "clip")))
-    seen = {}
-
-    class Nothing(nn.Module):
-        def forward(self, x_t, t, condition):
-            seen.update(x_t=x_t, t=t)
-            return torch.zeros_like(x_t)
-
     part.unet = Nothing()
+    seen = part.unet.seen
     some = batch_of(scenes, range(64))
     loss = part.forward(some, torch.Generator().manual_seed(5))
     g = torch.Generator().manual_seed(5)  # the draws again: posterior, dropout, t, eps

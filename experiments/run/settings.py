@@ -162,6 +162,7 @@ SETTINGS = {
     "ends": several(WORDS),
     "frames": whole(2),
     "seconds": number(0),
+    "settings": LIST,
     # attention
     "layers": several(WORDS) | TEXT | NULL,
     "argmax": one_of("head", "mean"),

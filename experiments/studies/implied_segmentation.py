@@ -60,9 +60,9 @@ class ImpliedSegmentation(SceneStudy):
     over layers and over scenes. Details: LAYER, the same of one layer; all_layers, of the attention averaged over all
     layers and heads on their finest grid; majority, of patches that more than half of a layer's heads give to the
     object. chance: the value of the same predictions against the next scene's masks, objects paired in the order of
-    their captions; chance_LAYER and chance_all_layers likewise. owned_by_words: the share of patches whose k* is of a word. right_object
-    (and right_object_LAYER): of the patches that are of an object, those where the strongest among the objects' tokens
-    is of the right one; chance is one half for two objects.
+    their captions; chance_LAYER and chance_all_layers likewise. owned_by_words: the share of patches whose k* is of a
+    word. right_object (and right_object_LAYER): of the patches that are of an object, those where the strongest among
+    the objects' tokens is of the right one; chance is one half for two objects.
     """
 
     argmax: str = "head"

@@ -1,5 +1,7 @@
 """Every experiment of conf/experiment composes, for models of emoji and of photographs, and says what it measures."""
 
+import itertools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +87,17 @@ def test_page_and_claims_speak_of_what_is_swept_and_measured(name: str) -> None:
 def test_experiments_are_listed_in_the_readme() -> None:
     readme = (Path(CONF).parent / "README.md").read_text()
     assert all(f"`{name}`" in readme for name in NAMES)
+
+
+def test_the_captions_of_table_3_are_those_of_the_suite() -> None:
+    """Four wordings of each of 24 pairs, in as many cells."""
+    cfg, asked = composed("multistage_captions", "emoji"), set()
+    params = resolved(cfg.hydra.sweeper.params)
+    for pair, drawn in itertools.product(params["pair"].split(","), params["drawn"].split(",")[:4]):
+        asked.add(OmegaConf.merge(cfg, {"pair": pair, "drawn": drawn}).guidance.stages[0].prompt)
+    suite = (CONF / "prompts" / "emoji_pairs.jsonl").read_text().splitlines()
+    assert asked == {json.loads(line)["prompt"] for line in suite}
+    assert list(cfg.seeds) == list(range(100, 140))
 
 
 BUDGETS = OmegaConf.load(CONF / "samplers" / "every.yaml")

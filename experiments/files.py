@@ -29,7 +29,7 @@ PACKAGES = ("torch", "numpy", "safetensors", "open_clip_torch", "hydra-core")
 @lru_cache
 def embedded(key: str) -> str:
     """Returns an entry of conf/embedded.yaml: what belongs to the embedded emoji model."""
-    return str(OmegaConf.load(CONF / "embedded.yaml")[key])
+    return str(OmegaConf.select(OmegaConf.load(CONF / "embedded.yaml"), key, throw_on_missing=True))
 
 
 class UserError(ValueError):

@@ -113,6 +113,7 @@ def test_one_command_judges_any_of_them(cli: Callable[..., Outcome], trained: Pa
     files = sorted(tmp_path.rglob("task_model.json"))
     assert len(files) == (2 if scales else 1)
     if scales:  # a sweep, whose claim compares scene with scene
+        assert cli("report", f"sweep={tmp_path / 'out'}").status == 0
         assert "does better than none" in (tmp_path / "out" / "report.html").read_text()
     file = files[0]
     found = json.loads(file.read_text())

@@ -98,9 +98,7 @@ def convolution(layer: nn.Conv2d, x: Tensor, s: int, p: int) -> Tensor | None:
     if not known or not x.is_contiguous(memory_format=torch.channels_last):
         return None
     way = [p, p], [s, s], [1, 1], 1
-    kept = laid_out(
-        layer.weight, x, lambda: torch.ops.mkldnn._reorder_convolution_weight(layer.weight, *way, x.shape)
-    )
+    kept = laid_out(layer.weight, x, lambda: torch.ops.mkldnn._reorder_convolution_weight(layer.weight, *way, x.shape))
     if kept is None:
         return None
     return torch.ops.mkldnn._convolution_pointwise(x, kept, layer.bias, *way, "none", [], "")

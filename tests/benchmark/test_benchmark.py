@@ -61,9 +61,7 @@ def test_both_sides_do_the_same(tiny_size: None, tmp_path: Path) -> None:
             torch.testing.assert_close(ours.sample(x_T, prompts, 3), theirs.sample(x_T, prompts, 3), rtol=0, atol=1e-3)
 
 
-def test_models_of_other_latents_are_measured(
-    monkeypatch: pytest.MonkeyPatch, tiny_size: None, tmp_path: Path
-) -> None:
+def test_models_of_other_latents_are_measured(monkeypatch: pytest.MonkeyPatch, tiny_size: None, tmp_path: Path) -> None:
     unet = replace(TINY.unet, in_channels=8, out_channels=8)
     eight = replace(TINY, unet=unet, autoencoder=replace(TINY.autoencoder, latent_channels=8))
     monkeypatch.setitem(sides.SHAPES, "tiny", eight)

@@ -23,6 +23,7 @@ FEW_WEIGHTS = 2**15  # of attention, below which the calls take longer than the 
 MANY_WEIGHTS = 2**25  # of attention, which would take too much memory if they were stored for a gradient
 MANY_ROWS = 512  # of a product, from which two of them take no longer than one of twice the width
 KEPT_WEIGHT = 5 * 2**18  # values of a weight, up to which its copy in oneDNN's layout is worth the memory
+KEPT_INPUT = 2**18  # values of an input, beyond which laying out is short beside the product
 KEPT_AFTER = 2  # forwards of one shape: by then a network is sampling, and not a text that is encoded once
 
 
@@ -52,7 +53,8 @@ def laid_out(weight: Tensor, x: Tensor, lay_out: Callable[[], Tensor]) -> Tensor
     Otherwise oneDNN lays it out in every call, a tenth of the time of a small network. The results have the same bits.
     Writing into the weight makes it anew, but for what torch does not count as writing (into `weight.data`).
     """
-    if not isinstance(weight, nn.Parameter) or weight.is_inference() or weight.numel() > KEPT_WEIGHT:
+    small = weight.numel() <= KEPT_WEIGHT and x.numel() <= KEPT_INPUT
+    if not small or not isinstance(weight, nn.Parameter) or weight.is_inference():
         return None
     of = weight.data_ptr(), weight._version, x.shape, x.dtype
     last = layouts.get(weight)

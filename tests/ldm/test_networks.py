@@ -306,9 +306,11 @@ def test_the_layout_of_a_weight_goes_with_it_and_large_ones_are_not_kept(monkeyp
     assert len(cpu.layouts) == before + cpu.ONEDNN
     del layer
     assert len(cpu.layouts) == before
-    monkeypatch.setattr(cpu, "KEPT_WEIGHT", 64 * 32 - 1)
     large = layers.Linear(64, 32)
-    large(noise(3, 20, 64))
+    for limit, size in (("KEPT_WEIGHT", 64 * 32), ("KEPT_INPUT", 3 * 20 * 64)):
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu, limit, size - 1)
+            large(noise(3, 20, 64))
     assert len(cpu.layouts) == before
 
 

@@ -23,11 +23,12 @@ def multistage(*parts: tuple[str, int]) -> list[str]:
 PAIR = "a blue cat next to a red dog on a white background"
 ROWS = {
     "classifier-free: a cat": classifier_free("a cat"),
-    "multistage: a cat 4, a dog 16": multistage(("a cat", 4), ("a dog", 16)),
     "multistage: a cat 8, a dog 12": multistage(("a cat", 8), ("a dog", 12)),
     "multistage: a cat 12, a dog 8": multistage(("a cat", 12), ("a dog", 8)),
+    "multistage: a cat 14, a dog 6": multistage(("a cat", 14), ("a dog", 6)),
     "classifier-free: a dog": classifier_free("a dog"),
-    "multistage: a dragon 8, a fish 12": multistage(("a dragon", 8), ("a fish", 12)),
+    "multistage: a light bulb 12, a pear 8": multistage(("a light bulb", 12), ("a pear", 8)),
+    f"no guidance: {PAIR}": [f"prompt='{PAIR}'", "guidance.scale=1"],
     f"classifier-free: {PAIR}": classifier_free(PAIR),
     f"segmentation-free: {PAIR}": [*classifier_free(PAIR), "guidance=segmentation_free"],
 }
@@ -35,13 +36,13 @@ ROWS = {
 
 def main(cfg: DictConfig) -> None:
     start, out, seeds = time.perf_counter(), Path(cfg.out), list(range(cfg.n))
-    known = build.loaded(compose("sample"))
+    known = build.loaded(compose("sample", list(cfg.settings)))
     rows, commands = [], []
     for n, (label, guided) in enumerate(ROWS.items()):
         run = out / f"{n}_{label.split(':')[0]}"
         print(f"[{n + 1}/{len(ROWS)}] {label}", flush=True)
         settings = [f"seeds={seeds}".replace(" ", ""), f"batch_size={len(seeds)}", f"sampler.steps={STEPS}"]
-        overrides = [*guided, *settings]
+        overrides = [*guided, *settings, *cfg.settings]
         records = draw.draw_run(compose("sample", overrides), run, lambda _: known)
         assert records is not None, "one process draws them all"
         print(draw.summary(records, run), flush=True)

@@ -15,13 +15,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 if TYPE_CHECKING:  # torch takes seconds to import, and `--help` has none of them
     import torch
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+WEIGHTS = CONF.parent / "ldm" / "weights"
 PACKAGES = ("torch", "numpy", "safetensors", "open_clip_torch", "hydra-core")
+
+
+@lru_cache
+def embedded(key: str) -> str:
+    """Returns an entry of conf/embedded.yaml: what belongs to the embedded emoji model."""
+    return str(OmegaConf.select(OmegaConf.load(CONF / "embedded.yaml"), key, throw_on_missing=True))
 
 
 class UserError(ValueError):

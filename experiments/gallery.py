@@ -24,21 +24,21 @@ Rows = list[list[Image.Image]]
 def main(cfg: DictConfig) -> None:
     out, seeds = Path(cfg.out), list(range(cfg.n))
     for name, draw in {"scales": scales, "multistage": multistage, "two_colours": two_colours}.items():
-        save_png(draw(out, seeds), out / f"{name}.png")
+        save_png(draw(out, seeds, list(cfg.settings)), out / f"{name}.png")
     print(f"three sheets: {out}/scales.png, multistage.png, two_colours.png")
 
 
-def scales(out: Path, seeds: list[int]) -> Image.Image:
+def scales(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
     prompt = "a blue cat on a white background"
-    rows = sweep(out / "scales", seeds, f"prompt='{prompt}'", f"guidance.scale={joined(SCALES)}")
+    rows = sweep(out / "scales", seeds, f"prompt='{prompt}'", f"guidance.scale={joined(SCALES)}", *more)
     return sheet(rows, [f"scale {s}" for s in SCALES], labels_of(seeds), title=prompt)
 
 
-def multistage(out: Path, seeds: list[int]) -> Image.Image:
+def multistage(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
     """Draws two seeds of each pair, from all steps for the second to all for the first."""
     compositions = [stages((one, n), (other, STEPS - n)) for one, other in PAIRS for n in FIRST]
     settings = [f"guidance.stages={joined(compositions)}", f"guidance.inner.scale={SCALE}", f"sampler.steps={STEPS}"]
-    drawn = sweep(out / "multistage", seeds[:2], "guidance=multistage", *settings)
+    drawn = sweep(out / "multistage", seeds[:2], "guidance=multistage", *settings, *more)
     by_pair = [drawn[p : p + len(FIRST)] for p in range(0, len(drawn), len(FIRST))]
     rows = [[of_steps[s] for of_steps in pair] for pair in by_pair for s in range(len(seeds[:2]))]
     labels = [f"{one}, then {other}, seed {seed}" for one, other in PAIRS for seed in seeds[:2]]
@@ -46,8 +46,8 @@ def multistage(out: Path, seeds: list[int]) -> Image.Image:
     return sheet(rows, labels, [f"{n}, then {STEPS - n} steps" for n in FIRST], title=title)
 
 
-def two_colours(out: Path, seeds: list[int]) -> Image.Image:
-    asked = [f"prompt={joined([repr(prompt) for prompt in TWO_COLOURS])}", f"guidance.scale={SCALE}"]
+def two_colours(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
+    asked = [f"prompt={joined([repr(prompt) for prompt in TWO_COLOURS])}", f"guidance.scale={SCALE}", *more]
     plain = sweep(out / "two_colours_cfg", seeds, *asked)
     segmentation_free = ["guidance=segmentation_free", "guidance.sf_strength=1", "guidance.sf_scale=2"]
     ours = sweep(out / "two_colours_sf", seeds, *asked, *segmentation_free)

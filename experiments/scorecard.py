@@ -16,14 +16,18 @@ from experiments.metrics import Bench
 from experiments.metrics.estimates import Estimate
 from experiments.pictures import save_png
 from experiments.run import build, cli
+from experiments.run.commands import STEPS
 from experiments.studies.scorecard import (
+    ATTENTIVE,
     KINDS,
     STRICT,
+    attentive_layers,
     draw,
     estimate,
     estimates,
     failures,
     frechet_distances,
+    hardest,
     mean_share,
     scores_table,
     seconds,
@@ -54,17 +58,22 @@ def main(cfg: DictConfig) -> None:
     rows["Frechet distance, over that of two sets of scenes"] = Estimate(
         distances["drawn"] / distances["scenes"], None, None, len(KINDS) * cfg.count
     )
-    how = f"{cfg.steps} steps, scale {scale:g}, {cfg.dtype}, {cfg.device}"
+    how = f"{STEPS} steps, scale {scale:g}, {cfg.dtype}, {cfg.device}"
     rows[f"8 pictures, {how}, s"] = Estimate(seconds(cfg, out / "speed", scale), None, None, 8)
     rows |= estimates(cfg, out / "test", STRICT, scale, bench)
+    judges = {"judge": cfg.judge} | ({} if cfg.second_judge is None else {"second_judge": cfg.second_judge})
+    alone = {name: hardest(out / "test", scale, bench, weights, name) for name, weights in judges.items()}
+    rows |= {f"the hardest concept alone: found, by the {name.replace('_', ' ')}": e for name, (_, e) in alone.items()}
+    rows[ATTENTIVE] = attentive_layers(cfg, model, bench, out / "attention")
 
     scores = {name: vars(estimate) for name, estimate in rows.items()}
     settings = {"scale": scale, "validation": worth, "frechet": distances, "steps": cfg.steps, "dtype": cfg.dtype}
+    settings["hardest"] = {name: concept for name, (concept, _) in alone.items()}
     write(out / "scorecard.json", json.dumps({"settings": settings, "scores": scores}, indent=1) + "\n")
     write(out / "scorecard.md", scores_table(rows))
     save_png(failures(out / "test", scale), out / "failures.png")
     print(scores_table(rows))
-    print(f"scale {scale}, of {worth}; failures: {out / 'failures.png'}")
+    print(f"scale {scale}, of {worth}; hardest: {settings['hardest']}; failures: {out / 'failures.png'}")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ from hydra import compose, initialize_config_dir
 from packages import SHAPES
 
 from experiments import scorecard
-from experiments.files import CONF
-from experiments.studies.scorecard import sample_from
+from experiments.files import CONF, WEIGHTS, embedded
+from experiments.studies.scorecard import ATTENTIVE, sample_from
+from ldm import load_model
 
 
 @pytest.fixture
 def icons(tmp_path: Path) -> Path:
     """Packages with the icons that the embedded world wants, all of them discs."""
-    world = compose_cfg("world=emoji_small").world
+    world = compose_cfg().world
     for package in world.styles.values():
         inside = tmp_path / "icons" / f"iconify-json-{package}-1.0.0" / "package"
         inside.mkdir(parents=True)
@@ -42,18 +43,36 @@ def test_pictures_are_drawn_from_the_model_that_is_measured(monkeypatch: pytest.
     assert (sampled.dtype, sampled.device) == (cfg.dtype, cfg.device)
 
 
+def check_the_bars(found: dict, drawn: Path) -> None:
+    """The hardest concept is the one least found among single objects; the second judge is the first one here."""
+    told = json.loads((drawn / f"emoji_one_{found['settings']['scale']}" / "metrics" / "judge.json").read_text())
+    things = [thing for image in told["per_image"] for thing in image["objects"]]
+    shares = {c: [t["found"] for t in things if t["concept"] == c] for c in {t["concept"] for t in things}}
+    least = min(sum(share) / len(share) for share in shares.values())
+    for judge in ("judge", "second_judge"):
+        row = found["scores"][f"the hardest concept alone: found, by the {judge.replace('_', ' ')}"]
+        share = shares[found["settings"]["hardest"][judge]]
+        assert (row["value"], row["count"]) == (least, len(share)) and sum(share) / len(share) == least
+    layers = found["scores"][ATTENTIVE]
+    assert layers["count"] == sum(name.endswith("attn2") for name, _ in load_model("emoji").unet.named_modules())
+    assert layers["value"] in range(layers["count"] + 1)
+    assert any(name.startswith("8 pictures, 20 steps, ") for name in found["scores"])
+
+
 def test_scorecard(icons: Path, tmp_path: Path) -> None:
-    small = ["count=4", "validation=2", "steps=2", "scales=[2.0,3.0]", "batch_size=4"]
+    small = ["count=4", "validation=2", "steps=2", "scales=[2.0,3.0]", "batch_size=4", "attended=2"]
+    small += [f"second_judge={WEIGHTS / embedded('judge')}"]
     cfg = compose_cfg(f"icons={icons}", f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'out'}", *small)
     scorecard.main(cfg)
     found = json.loads((tmp_path / "out" / "scorecard.json").read_text())
     assert found["settings"]["scale"] in (2.0, 3.0)
-    assert len(found["scores"]) == 11
+    assert len(found["scores"]) == 14
+    check_the_bars(found, tmp_path / "out" / "test")
     for name, score in found["scores"].items():
         assert score["count"] >= 1, name
         if score["low"] is not None:
             assert score["low"] <= score["value"] <= score["high"], name
-    assert len((tmp_path / "out" / "scorecard.md").read_text().splitlines()) == 13
+    assert len((tmp_path / "out" / "scorecard.md").read_text().splitlines()) == 16
     assert (tmp_path / "out" / "failures.png").exists()
     pictures = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "test").rglob("images/*.png")}
     assert len(pictures) == 20

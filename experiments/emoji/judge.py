@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from experiments import files
 from experiments.files import UserError, write
 from ldm.layers import GroupNorm
 
 NATURAL = "natural.json"  # beside a judge's weights: concept -> colour word -> its share in objects that have no tint
-WEIGHTS = Path(__file__).resolve().parents[2] / "ldm" / "weights" / "emoji_judge"
+WEIGHTS = files.WEIGHTS / files.embedded("judge")
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from experiments.files import UserError, sha256
+from experiments.files import WEIGHTS, UserError, embedded, sha256
 from experiments.metrics import Unmeasurable
 from experiments.metrics.folders import FinishedRun
 
-EMBEDDED = Path(__file__).resolve().parents[2] / "ldm" / "weights" / "emoji_clip"
+EMBEDDED = WEIGHTS / embedded("clip")
 
 
 PAPERS = "ViT-g-14", "laion2b_s34b_b88k"

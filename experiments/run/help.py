@@ -5,6 +5,7 @@ Imports nothing heavy, composes nothing, and so needs no mandatory group: the ya
 
 import ast
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from experiments.files import embedded
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CONF = ROOT / "conf"
@@ -111,7 +114,12 @@ def defaults(path: Path) -> list[tuple[str, Any]]:
     """The groups of a config's defaults list, less Hydra's own, with what each holds."""
     entries = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
     pairs = [pair for entry in entries if isinstance(entry, dict) for pair in entry.items()]
-    return [(group, choice) for group, choice in pairs if "override" not in group.split()]
+    return [(group, with_embedded(choice)) for group, choice in pairs if "override" not in group.split()]
+
+
+def with_embedded(choice: Any) -> Any:
+    """Returns a choice, ${embedded:KEY} being what conf/embedded.yaml says."""
+    return re.sub(r"\$\{embedded:(\w+)\}", lambda m: embedded(m[1]), choice) if isinstance(choice, str) else choice
 
 
 def settings(path: Path, prefix: str = "") -> list[Setting]:

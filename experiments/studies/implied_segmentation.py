@@ -60,9 +60,9 @@ class ImpliedSegmentation(SceneStudy):
     over layers and over scenes. Details: LAYER, the same of one layer; all_layers, of the attention averaged over all
     layers and heads on their finest grid; majority, of patches that more than half of a layer's heads give to the
     object. chance: the value of the same predictions against the next scene's masks, objects paired in the order of
-    their captions; chance_all_layers likewise. owned_by_words: the share of patches whose k* is of a word. right_object
-    (and right_object_LAYER): of the patches that are of an object, those where the strongest among the objects' tokens
-    is of the right one; chance is one half for two objects.
+    their captions; chance_LAYER and chance_all_layers likewise. owned_by_words: the share of patches whose k* is of a
+    word. right_object (and right_object_LAYER): of the patches that are of an object, those where the strongest among
+    the objects' tokens is of the right one; chance is one half for two objects.
     """
 
     argmax: str = "head"
@@ -134,6 +134,7 @@ class ImpliedSegmentation(SceneStudy):
         masks, others = ([thing.mask for thing in in_spoken_order(s)] for s in (scene, other))
         layers = {name: tokens for name, tokens in seen.items() if name != ALL}
         iou = {name: overlap(tokens.strongest, spans, masks) for name, tokens in seen.items()}
+        chance = {name: overlap(tokens.strongest, spans, others) for name, tokens in seen.items()}
         right = {name: share_right(tokens.of_objects, spans, masks) for name, tokens in seen.items()}
         by_a_word = [
             (owners(tokens.strongest, spans, words) < len(OWNERS)).float().mean().item() for tokens in layers.values()
@@ -142,8 +143,8 @@ class ImpliedSegmentation(SceneStudy):
             "value": mean_of([iou[name] for name in layers]),
             **iou,
             "majority": mean_of([overlap(t.strongest, spans, masks, vote=True) for t in layers.values()]),
-            "chance": mean_of([overlap(t.strongest, spans, others) for t in layers.values()]),
-            "chance_all_layers": overlap(seen[ALL].strongest, spans, others),
+            "chance": mean_of([chance[name] for name in layers]),
+            **{f"chance_{name}": share for name, share in chance.items()},
             "owned_by_words": mean_of(by_a_word),
             "right_object": mean_of([right[name] for name in layers]),
             **{f"right_object_{name}": share for name, share in right.items()},

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 from torch import Tensor
 
@@ -20,7 +20,9 @@ from experiments.metrics.features import judge_input
 from experiments.metrics.folders import read, to_tensor
 from experiments.metrics.measuring import evaluate
 from experiments.pictures import captioned
-from experiments.run.commands import sample
+from experiments.run.commands import STEPS, sample
+from experiments.studies.implied_segmentation import ALL, ImpliedSegmentation
+from ldm import LatentDiffusion
 
 Kinds = dict[str, tuple[str, str]]
 KINDS: Kinds = {  # suites of conf/prompts, and what their pictures must show
@@ -30,6 +32,8 @@ KINDS: Kinds = {  # suites of conf/prompts, and what their pictures must show
     "emoji_two_coloured": ("two objects, two colours, unseen combination: all four right", "all_right"),
 }
 STRICT: Kinds = {"emoji_two_strict": ("two objects, two colours, no combination seen: all four right", "all_right")}
+MARGIN, MIDDLE = 0.15, 501  # of IoU; a timestep
+ATTENTIVE = f"cross-attention layers whose strongest token beats chance by {MARGIN} IoU at t={MIDDLE}"
 OTHER_SCENES = 1_000_003  # a seed of scenes that no suite uses
 
 
@@ -54,6 +58,29 @@ def estimates(cfg: DictConfig, folder: Path, kinds: Kinds, scale: float, bench: 
     settings = {"judge": {"_target_": "experiments.metrics.judge.JudgeMetric", "weights": cfg.judge}}
     found = {kind: evaluate(folder / f"{kind}_{scale}", settings, bench)["judge"]["details"] for kind in kinds}
     return {name: Estimate(**found[kind][measure]) for kind, (name, measure) in kinds.items()}
+
+
+def hardest(folder: Path, scale: float, bench: Bench, judge: str | None, name: str) -> tuple[str, Estimate]:
+    """Returns the concept that a judge finds least often where it is asked for alone, and how often that is.
+
+    judge  its folder; None: the embedded one. name: what its result is stored by
+    """
+    settings = {name: {"_target_": "experiments.metrics.judge.JudgeMetric", "weights": judge}}
+    details = evaluate(folder / f"emoji_one_{scale}", settings, bench)[name]["details"]
+    found = {key.removeprefix("found/"): value for key, value in details.items() if key.startswith("found/")}
+    concept = min(found, key=lambda one: found[one]["value"])
+    return concept, Estimate(**found[concept])
+
+
+def attentive_layers(cfg: DictConfig, model: LatentDiffusion, bench: Bench, folder: Path) -> Estimate:
+    """Returns how many layers know an object's noun, of as many as the count says: see ATTENTIVE."""
+    world: Any = OmegaConf.to_container(cfg.world, resolve=True)
+    study = ImpliedSegmentation(world, cfg.icons, cfg.cache, cfg.attended, timestep=MIDDLE, span="noun")
+    folder.mkdir(parents=True, exist_ok=True)
+    details = study.measure(model, bench, folder).details
+    chance = {name.removeprefix("chance_"): e.value for name, e in details.items() if name.startswith("chance_")}
+    layers = [name for name in chance if name != ALL]
+    return Estimate(sum(details[name].value >= chance[name] + MARGIN for name in layers), None, None, len(layers))
 
 
 def mean_share(cfg: DictConfig, folder: Path, scale: float, bench: Bench) -> float:
@@ -93,9 +120,9 @@ def features(judge: Judge, batches: list[Tensor]) -> Tensor:
 def seconds(cfg: DictConfig, folder: Path, scale: float) -> float:
     """Returns what 8 pictures take: the second batch of a run's two, so that the start is not counted."""
     suite = ["prompts=emoji_two", f"prompts.world={cfg.world.name}", "prompts.count=16", "batch_size=8"]
-    settings = [f"sampler.steps={cfg.steps}", f"guidance.scale={scale}"]
-    sample_from(cfg, *suite, *settings, f"hydra.run.dir={folder}_{cfg.dtype}_{scale}_{cfg.steps}")
-    folder = folder.with_name(f"{folder.name}_{cfg.dtype}_{scale}_{cfg.steps}")
+    settings = [f"sampler.steps={STEPS}", f"guidance.scale={scale}"]
+    folder = folder.with_name(f"{folder.name}_{cfg.dtype}_{scale}_{STEPS}")
+    sample_from(cfg, *suite, *settings, f"hydra.run.dir={folder}")
     return sum(record["seconds"] for record in read_lines(folder / "samples.jsonl")[8:])
 
 

@@ -25,6 +25,7 @@ from experiments.sweeps.folder import Axes, Cell, Sweep, is_number, with_planned
 from experiments.sweeps.provenance import unequal
 
 HOLDS, NOT, UNTOLD = "holds", "does not hold", "cannot be told"
+LEVEL = 0.05  # of corrected p, for the reading of two models together
 SIGNS = {"higher": 1, "rising": 1, "lower": -1, "falling": -1}
 Groups = dict[Hashable, tuple[Cell, ...]]  # cells by what they have on all other axes
 
@@ -211,6 +212,29 @@ def verdicts(sweep: Sweep) -> list[ClaimVerdict]:
     found = [claim.verdict(sweep) for record in sweep.claims for claim in claims_of(record, sweep)]
     corrected = holm([verdict.p for verdict in found])
     return [replace(verdict, holm=p) for verdict, p in zip(found, corrected, strict=True)]
+
+
+def together(first: Sequence[ClaimVerdict], second: Sequence[ClaimVerdict]) -> list[str]:
+    """Returns what two models say of each of the first's claims, which are matched by sentence and measure."""
+    found = {(verdict.say, verdict.measure): verdict for verdict in second}
+    return [joint(one, found.get((one.say, one.measure))) for one in first]
+
+
+def joint(first: ClaimVerdict, second: ClaimVerdict | None) -> str:
+    """Returns the reading of a claim on two models, each verdict counting where it outlasts Holm's correction."""
+    if second is None:
+        return "one model"
+    one, other = (corrected_outcome(verdict) for verdict in (first, second))
+    if one == other:
+        return {HOLDS: "holds on both", NOT: "holds on neither", UNTOLD: UNTOLD}[one]
+    if UNTOLD not in (one, other):
+        return "opposite"
+    told, where = (other, "second") if one == UNTOLD else (one, "first")
+    return f"{told} on the {where} alone"
+
+
+def corrected_outcome(found: ClaimVerdict) -> str:
+    return UNTOLD if found.holm is not None and found.holm >= LEVEL else found.verdict
 
 
 def claims_of(record: dict[str, Any], sweep: Sweep) -> list[Claim]:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from html import escape
 from typing import Any
 
-from experiments.sweeps.claims import ClaimVerdict, p_text
+from experiments.sweeps.claims import ClaimVerdict, p_text, together
 from experiments.sweeps.figures import draw_frontier, draw_lines, frontier, lines
 from experiments.sweeps.folder import Sweep
 from experiments.sweeps.provenance import not_alike
@@ -75,14 +75,24 @@ def side_by_side(panels: dict[str, bytes]) -> str:
     return f'{head}<rect width="100%" height="100%" fill="white"/>' + "".join(placed) + "</svg>\n"
 
 
-def claims_table(found: list[ClaimVerdict]) -> str:
-    """Returns the verdicts in Markdown."""
-    rows = ["| claim | measure | difference (95 % interval) | p (Holm) | verdict |", "| --- | --- | --- | --- | --- |"]
-    for verdict in found:
+def claims_table(found: list[ClaimVerdict], second: list[ClaimVerdict] | None = None) -> str:
+    """Returns the verdicts in Markdown; those of a second model, and what both say together, beside the first's."""
+    head = ["claim", "measure", "difference (95 % interval)", "p (Holm)", "verdict"]
+    head += [] if second is None else ["second model", "p (Holm)", "verdict", "together"]
+    rows = [head, ["---"] * len(head)]
+    others = {(verdict.say, verdict.measure): verdict for verdict in second or []}
+    for verdict, reading in zip(found, together(found, second or []), strict=True):
         told = "; ".join(filter(None, [verdict.found, verdict.note]))
-        p = p_text(verdict.holm)
-        rows.append(f"| {verdict.say} | `{verdict.measure}` | {told} | {p} | **{verdict.verdict}** |")
-    return "\n".join(rows)
+        row = [verdict.say, f"`{verdict.measure}`", told, *outcome(verdict)]
+        if second is not None:
+            other = others.get((verdict.say, verdict.measure))
+            row += [*((other.found, *outcome(other)) if other else ("", "", "")), f"**{reading}**"]
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def outcome(verdict: ClaimVerdict) -> tuple[str, str]:
+    return p_text(verdict.holm), f"**{verdict.verdict}**"
 
 
 def values_table(sweep: Sweep, asked: dict[str, Any]) -> str:

@@ -99,7 +99,8 @@ class Arena:
         scale, steps = method.scale_of(config["guidance"]), config["sampler"]["steps"]
         if scale is None:
             return None
-        of_cfg = max((evaluations(path) for path in (self.folder / "cells" / CFG).iterdir()), default=0.0)
+        curve = [path for path in (self.folder / "cells" / CFG).glob("*") if path.name != "1"]  # which has one pass
+        of_cfg = max(map(evaluations, curve), default=0.0)
         if not of_cfg:
             raise UserError(f"{self.folder}: there is no curve yet, which another shard draws: run the command again")
         same = round(steps * evaluations(folder) / of_cfg)

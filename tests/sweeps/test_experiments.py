@@ -1,5 +1,9 @@
 """Every experiment of conf/experiment composes, for models of emoji and of photographs, and says what it measures."""
 
+import itertools
+import json
+import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +89,48 @@ def test_page_and_claims_speak_of_what_is_swept_and_measured(name: str) -> None:
 def test_experiments_are_listed_in_the_readme() -> None:
     readme = (Path(CONF).parent / "README.md").read_text()
     assert all(f"`{name}`" in readme for name in NAMES)
+
+
+def test_the_captions_of_table_3_are_those_of_the_suite() -> None:
+    """Four wordings of each of 24 pairs, in as many cells."""
+    cfg, asked = composed("multistage_captions", "emoji"), set()
+    params = resolved(cfg.hydra.sweeper.params)
+    for pair, drawn in itertools.product(params["pair"].split(","), params["drawn"].split(",")[:4]):
+        asked.add(OmegaConf.merge(cfg, {"pair": pair, "drawn": drawn}).guidance.stages[0].prompt)
+    suite = (CONF / "prompts" / "emoji_pairs.jsonl").read_text().splitlines()
+    assert asked == {json.loads(line)["prompt"] for line in suite}
+    assert list(cfg.seeds) == list(range(100, 140))
+
+
+def test_all_sweeps_of_results_compose_and_the_second_model_s_are_parts_of_the_first_s() -> None:
+    """By what `make -n` prints: every cell of the second model is one of the first, and each claim can be compared."""
+    make = ["make", "-n", "-f", "experiments/results/sweeps.mk", "SECOND=FOLDER", "OUT=outputs/nothing"]
+    printed = subprocess.run(make, cwd=CONF.parent, capture_output=True, text=True, check=True).stdout
+    commands = [shlex.split(line)[4:] for line in printed.splitlines() if "experiments.ablate" in line]
+    kept: dict[str, tuple[DictConfig, list[str]]] = {}
+    drawn: dict[str, dict[str, list[dict[str, str]]]] = {"first": {}, "second": {}}
+    for words in commands:
+        told = dict(word.split("=", 1) for word in words)
+        name, folder = told["experiment"], Path(told["out"])
+        if folder.parent.name == "first":
+            swept = [word for word in words if "," in word and "[" not in word]
+            kept[name] = compose("ablate", [w for w in words if w not in swept], return_hydra_config=True), words
+        else:  # the same settings, and then the model and the cells
+            same = len(kept[name][1]) - 1
+            assert words[:same] == kept[name][1][:same] and words[same + 1] == "model.path=FOLDER"
+        params = resolved(kept[name][0].hydra.sweeper.params)
+        cells = sweeps.planned(params, [word for word in words if word.partition("=")[0] in params])
+        drawn[folder.parent.name].setdefault(name, []).extend({k: str(v) for k, v in cell.items()} for cell in cells)
+    assert kept.keys() == {name for name in NAMES if not name.startswith("vectors")} - {"task_model", "flow_steps"}
+    for name, (cfg, _) in kept.items():
+        first, second = (cells[name] for cells in drawn.values())
+        assert all(axes in first for axes in second), name
+        for claim in resolved(cfg.claims):
+            for where in (claim[side] for side in ("here", "there", "curve") if side in claim):
+                values = [value if isinstance(value, list) else [value] for value in where.values()]
+                for wanted in itertools.product(*values):
+                    at = {key: str(value) for key, value in zip(where, wanted, strict=True)}
+                    assert any(at.items() <= axes.items() for axes in second), (name, claim["say"], at)
 
 
 BUDGETS = OmegaConf.load(CONF / "samplers" / "every.yaml")

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from test_claims import BASE, make_sweep
 
 from experiments import findings
+from experiments.sweeps.claims import HOLDS, NOT, UNTOLD, ClaimVerdict, together
 from experiments.sweeps.folder import open_sweep
 
 CLAIM = {"say": "New is better.", "measure": "m", "expect": "higher"} | {"here": {"k": "new"}, "there": {"k": "old"}}
@@ -28,8 +29,9 @@ def sweep(tmp_path: Path) -> Path:
     return folder
 
 
-def find(folder: Path) -> None:
-    findings.main(OmegaConf.create({"sweeps": str(folder.parent), "out": str(folder.parents[1] / "out")}))
+def find(folder: Path, second: Path | None = None) -> None:
+    settings = {"sweeps": str(folder.parent), "second": second and str(second), "out": str(folder.parents[1] / "out")}
+    findings.main(OmegaConf.create(settings))
 
 
 def test_numbers_figure_and_table(sweep: Path, tmp_path: Path) -> None:
@@ -104,3 +106,45 @@ def test_a_curve_of_some_cells_alone(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "toy.svg").read_text()
     first, second = text.split(">New</text>")
     assert ">old</text>" in first and ">old</text>" not in second
+
+
+def test_two_models_side_by_side(sweep: Path, tmp_path: Path) -> None:
+    """The second model's sweep has fewer cells, and its verdicts stand beside the first's; claims are the first's."""
+    fewer = [(axes, {"m": [-9.0] * 40 if axes["k"] == "new" else BASE}) for axes, _ in CELLS if axes["s"] == 1]
+    make_sweep(tmp_path / "others" / "toy", fewer, [])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "RESULTS.md").write_text("<!-- toy -->\n<!-- end -->\n")
+    find(sweep, tmp_path / "others")
+    head, rule, row = (tmp_path / "out" / "RESULTS.md").read_text().splitlines()[1:-1]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert head.count("|") == rule.count("|") == row.count("|") == 10
+    assert cells[4:] == ["**holds**", cells[5], cells[6], "**does not hold**", "**opposite**"]
+    assert cells[5].startswith("-8.94 (") and cells[5].endswith("), 40 pairs")
+    told = json.loads((tmp_path / "out" / "toy.json").read_text())
+    assert told["together"] == ["opposite"]
+    assert [claim["verdict"] for claim in told["claims"] + told["second"]["claims"]] == [HOLDS, NOT]
+    assert len(told["second"]["cells"]) == 2
+
+    find(sweep, tmp_path / "nothing")
+    assert "second" not in json.loads((tmp_path / "out" / "toy.json").read_text())
+    (tmp_path / "others" / "toy" / "new_1" / "error.txt").write_text("ValueError: no")
+    with pytest.raises(ValueError, match="others.*unfinished: new_1"):
+        find(sweep, tmp_path / "others")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "reading"),
+    [
+        ((HOLDS, 0.01), (HOLDS, 0.04), "holds on both"),
+        ((HOLDS, 0.01), (HOLDS, 0.06), "holds on the first alone"),  # which Holm's correction takes back
+        ((UNTOLD, 0.5), (HOLDS, 0.01), "holds on the second alone"),
+        ((NOT, 0.01), (UNTOLD, None), "does not hold on the first alone"),
+        ((NOT, 0.01), (NOT, 0.01), "holds on neither"),
+        ((HOLDS, 0.01), (NOT, 0.01), "opposite"),
+        ((UNTOLD, 0.5), (UNTOLD, None), "cannot be told"),
+    ],
+)
+def test_two_models_together(one: tuple, other: tuple, reading: str) -> None:
+    first, second = (ClaimVerdict("x", "m", "", verdict, "", holm=p) for verdict, p in (one, other))
+    assert together([first], [second]) == [reading]
+    assert together([first], []) == ["one model"]

@@ -28,7 +28,8 @@ from experiments.files import CONF, read_lines
 from experiments.metrics.effective_scale import Projection
 from experiments.run import build, draw, geneval
 from experiments.sweeps.folder import Cell
-from experiments.tournament.plan import Method, changes, literal, method_of
+from experiments.tournament.cells import Arena
+from experiments.tournament.plan import Method, Plan, changes, literal, method_of
 from experiments.tournament.verdicts import on_curve
 
 MINE = "_target_: toys.Momentum\nscale: 3.0\nshare: 0.5\n"
@@ -136,6 +137,22 @@ def test_as_many_evaluations_are_as_many_steps(out: Path) -> None:
     assert steps == 4
     assert row_of(out, "interval/evaluations")["evaluations"] == 8
     assert not (out / "cells/mine/evaluations").exists()  # it takes as many by itself
+
+
+def test_another_shard_s_curve_may_be_no_further_than_scale_1(tmp_path: Path) -> None:
+    """Which takes half of the evaluations, so that a control of as many would have twice the steps."""
+    asked = {"guidance": {"scale": 7.5}, "sampler": {"steps": 20}}
+    for cell, each in (("cfg/1", 20), ("mine/defaults", 60)):
+        (tmp_path / "cells" / cell).mkdir(parents=True)
+        (tmp_path / "cells" / cell / "samples.jsonl").write_text(json.dumps({"evaluations": each}) + "\n")
+        (tmp_path / "cells" / cell / "run.json").write_text(json.dumps({"config": asked}))
+    found = Arena(tmp_path, Plan((), (), OmegaConf.create({"prompts": 2})), {}, None, [])
+    mine, folder = Method("mine", (), None, (), None, True), tmp_path / "cells" / "mine" / "defaults"
+    with pytest.raises(ValueError, match="there is no curve yet"):
+        found.of_same_evaluations(mine, folder)
+    (tmp_path / "cells" / "cfg" / "2").mkdir()
+    (tmp_path / "cells" / "cfg" / "2" / "samples.jsonl").write_text(json.dumps({"evaluations": 40}) + "\n")
+    assert "sampler.steps=30" in found.of_same_evaluations(mine, folder).overrides
 
 
 def test_it_goes_on_where_it_stopped_and_takes_further_methods(out: Path, enter: Callable[..., int]) -> None:

@@ -1,0 +1,66 @@
+# All sweeps of RESULTS, on the embedded model and on a second one of another seed, and its tables from them:
+#   make -f experiments/results/sweeps.mk -j2 SECOND=FOLDER
+# The same command goes on where it stopped. Without SECOND it is one model. Each sweep is a process of one thread.
+PY ?= .venv/bin/python
+ICONS ?= icons
+CACHE ?= outputs/cache
+OUT ?= outputs/results
+SECOND ?=
+export OMP_NUM_THREADS = 1
+
+SWEEPS = multistage_steps multistage_scale multistage_captions segfree_vs_cfg segfree_a segfree_t_s segfree_strength \
+         segfree_style composition implied_segmentation segfree_exact segfree_motivation samplers_spacing samplers inversion
+
+# settings, fewer steps or pictures than the yaml's among them
+OBJECTS = dtype=bfloat16 maps=false references=$(OUT)/references
+multistage_steps = $(OBJECTS) n=40
+multistage_scale = $(OBJECTS)
+multistage_captions = $(OBJECTS)
+composition = $(OBJECTS)
+SEGFREE = dtype=bfloat16 maps=false sampler.steps=25
+segfree_vs_cfg = $(SEGFREE)
+segfree_a = $(SEGFREE)
+segfree_t_s = $(SEGFREE)
+segfree_strength = $(SEGFREE)
+segfree_style = $(SEGFREE)
+samplers = count=8 batch_size=8 bootstrap.resamples=300
+# on other captions than samplers, whose spacings it chooses
+samplers_spacing = prompts=emoji_two_coloured prompts.count=4 prompts.scenes_seed=1 batch_size=4 bootstrap.resamples=200 \
+                   method=ddim,euler,heun,lms,plms,dpmpp_2m,unipc measures.emoji.convergence.steps=100
+inversion = study.count=6 bootstrap.resamples=300
+
+# of the second model the cells alone that claims need; `also` is a further part of the same sweep
+second_multistage_steps = composition=joint,0,6,8,10,14,20
+second_multistage_scale = method=late,early_segmentation_free scale=7.5
+also_multistage_scale = method=joint,early scale=1.5,3,5,7.5,10
+second_multistage_captions = pair=dragon_fish,cat_dog,light_bulb_pear,maple_leaf_heart
+second_segfree_vs_cfg = method=segmentation_free,words_only scale=7.5
+also_segfree_vs_cfg = method=cfg scale=1.5,2,3,4.5,6,7.5,10,14
+second_segfree_a = guidance.sf_scale=0,10,20
+second_segfree_t_s = guidance.cfg_steps=0.0,0.5,1.0
+second_segfree_strength = guidance.sf_strength=2,5
+second_segfree_style = guidance.cfg_steps=0.0,0.5,1.0
+second_samplers = method=euler,heun,dpmpp_2m,unipc evaluations=10,20,100 scale=3,7.5
+second_samplers_spacing = spacing=leading,karras
+second_inversion = guided=none,cfg_7.5,cfg_pp_0.6
+
+ABLATE = $(PY) -m experiments.ablate -m experiment=$* device=cpu icons=$(ICONS) cache=$(CACHE) $($*)
+
+results: $(SWEEPS:%=$(OUT)/first/%.done) $(if $(SECOND),$(SWEEPS:%=$(OUT)/second/%.done))
+	$(PY) -m experiments.findings sweeps=$(OUT)/first second=$(OUT)/second
+
+$(OUT)/references:
+	rm -rf $@.part
+	$(PY) -m experiments.data.reference out=$@.part concepts=all count=40 icons=$(ICONS) cache=$(CACHE)
+	mv $@.part $@
+
+$(OUT)/first/%.done: | $(OUT)/references
+	$(ABLATE) out=$(OUT)/first/$*
+	touch $@
+
+$(OUT)/second/%.done: | $(OUT)/references
+	$(ABLATE) out=$(OUT)/second/$* model.path=$(SECOND) $(second_$*)
+	$(if $(also_$*),$(ABLATE) out=$(OUT)/second/$* model.path=$(SECOND) $(also_$*))
+	touch $@
+
+.PHONY: results

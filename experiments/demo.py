@@ -4,11 +4,12 @@ import shlex
 import time
 from pathlib import Path
 
+from hydra import compose
 from omegaconf import DictConfig
 
 from experiments.pictures import save_png, sheet
-from experiments.run import cli
-from experiments.run.commands import SCALE, STEPS, pictures, sample, stages
+from experiments.run import build, cli, draw
+from experiments.run.commands import SCALE, STEPS, pictures, stages
 
 
 def classifier_free(prompt: str) -> list[str]:
@@ -35,17 +36,21 @@ ROWS = {
 
 def main(cfg: DictConfig) -> None:
     start, out, seeds = time.perf_counter(), Path(cfg.out), list(range(cfg.n))
+    known = build.loaded(compose("sample", list(cfg.settings)))
     rows, commands = [], []
-    for n, (label, overrides) in enumerate(ROWS.items()):
+    for n, (label, guided) in enumerate(ROWS.items()):
         run = out / f"{n}_{label.split(':')[0]}"
         print(f"[{n + 1}/{len(ROWS)}] {label}", flush=True)
         settings = [f"seeds={seeds}".replace(" ", ""), f"batch_size={len(seeds)}", f"sampler.steps={STEPS}"]
-        settings += cfg.settings
-        commands.append(sample(*overrides, *settings, f"hydra.run.dir={run}"))
+        overrides = [*guided, *settings, *cfg.settings]
+        records = draw.draw_run(compose("sample", overrides), run, lambda _: known)
+        assert records is not None, "one process draws them all"
+        print(draw.summary(records, run), flush=True)
+        commands.append(["python", "-m", "experiments.sample", *overrides, f"hydra.run.dir={run}"])
         rows.append(pictures(run))
     title = f"{STEPS} DDIM steps, one seed a column"
     save_png(sheet(rows, list(ROWS), [f"seed {seed}" for seed in seeds], title=title), out / "sheet.png")
-    print("\nMade by, row by row:\n" + "\n".join(shlex.join(["python", *command]) for command in commands))
+    print("\nMade by, row by row:\n" + "\n".join(map(shlex.join, commands)))
     print(f"\nThe sheet, in {time.perf_counter() - start:.0f} s: {out / 'sheet.png'}")
 
 

@@ -10,18 +10,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from experiments.run import cli, draw
-from experiments.run.logger import Logger
 
 
 def main(cfg: DictConfig) -> None:
-    job, folder = draw.prepare(cfg), Path(HydraConfig.get().runtime.output_dir)
-    with Logger(cfg.logger, job.settings, folder) as logger:
-        records = draw.draw(job, folder, logger)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    records = draw.draw_run(cfg, folder)
     if records is None:
-        print(f"shard {cfg.shard}: its {len(job.request.ours)} batches are done; others are missing yet: {folder}")
-        return
-    seconds, evaluations = draw.mean_of(records, "seconds"), draw.mean_of(records, "evaluations")
-    print(f"{len(records)} pictures, {seconds:.2f} s and {evaluations:g} U-Net evaluations each: {folder}/grid.png")
+        print(f"shard {cfg.shard}: its batches are done; others are missing yet: {folder}")
+    else:
+        print(draw.summary(records, folder))
 
 
 if __name__ == "__main__":

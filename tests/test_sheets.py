@@ -7,15 +7,40 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from experiments import demo, gallery
 from experiments.files import CONF
-from experiments.run import build
+from experiments.run import build, draw
 from samplers import Schedule
 
 WORLDS = ("emoji_small", "emoji_sixteen")
+
+
+def check(cfg: DictConfig) -> None:
+    assert cfg.model.path == "elsewhere"
+    steps = build.stages(build.guidance(cfg.guidance), Schedule().steps(cfg.sampler.steps))
+    assert cfg.prompt is not None or sum(stage.steps for stage in steps) == cfg.sampler.steps
+    for world in WORLDS:
+        known = OmegaConf.load(CONF / "world" / f"{world}.yaml").concepts
+        for text in [cfg.prompt] if cfg.prompt else [stage.prompt for stage in steps]:
+            assert any(concept in text for concept in known), text
+
+
+def write(seeds: list[int], run: Path, number: int = 0) -> list[dict]:
+    records = [{"file": f"{seed}.png", "seconds": 1.0, "evaluations": 1} for seed in seeds]
+    run.mkdir(parents=True)
+    for seed in seeds:
+        Image.new("RGB", (8, 8), (number, seed, 0)).save(run / f"{seed}.png")
+    (run / "samples.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    return records
+
+
+def drawn(cfg: DictConfig, folder: Path, load: object) -> list[dict]:
+    """Stands in for the drawing of one run."""
+    check(cfg)
+    return write(cfg.seeds, folder)
 
 
 def sampled(*overrides: str) -> list[str]:
@@ -27,19 +52,8 @@ def sampled(*overrides: str) -> list[str]:
     place = Path(next(o.value() for o in parsed if o.key_or_group in ("hydra.run.dir", "hydra.sweep.dir")))
     for number, job in enumerate(itertools.product(*axes)):
         cfg = compose("sample", list(job)) if number % 7 == 0 else cfg  # of each pair of objects one
-        assert cfg.model.path == "elsewhere"
-        steps = build.stages(build.guidance(cfg.guidance), Schedule().steps(cfg.sampler.steps))
-        assert cfg.prompt is not None or sum(stage.steps for stage in steps) == cfg.sampler.steps
-        for world in WORLDS:
-            known = OmegaConf.load(CONF / "world" / f"{world}.yaml").concepts
-            for text in [cfg.prompt] if cfg.prompt else [stage.prompt for stage in steps]:
-                assert any(concept in text for concept in known), text
-        run = place if "-m" not in overrides else place / str(number)
-        run.mkdir(parents=True)
-        lines = [json.dumps({"file": f"{seed}.png"}) for seed in cfg.seeds]
-        for seed in cfg.seeds:
-            Image.new("RGB", (8, 8), (number, seed, 0)).save(run / f"{seed}.png")
-        (run / "samples.jsonl").write_text("\n".join(lines) + "\n")
+        check(cfg)
+        write(cfg.seeds, place if "-m" not in overrides else place / str(number), number)
     return list(overrides)
 
 
@@ -50,7 +64,9 @@ def test_every_run_of_a_sheet_composes_for_another_model(
     verb: object, sheets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its prompts are of concepts that both worlds have, its stages take all steps, and `settings` reach each run."""
-    monkeypatch.setattr(verb, "sample", sampled)
+    monkeypatch.setattr(gallery, "sample", sampled)
+    monkeypatch.setattr(draw, "draw_run", drawn)
+    monkeypatch.setattr(build, "loaded", lambda cfg: None)
     cfg = OmegaConf.create({"out": str(tmp_path), "n": 2, "settings": ["model.path=elsewhere"]})
     with initialize_config_dir(str(CONF), version_base="1.3"):
         verb.main(cfg)

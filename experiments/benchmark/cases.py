@@ -111,14 +111,14 @@ def side_by_side(plan: Plan, cases: list[str], ours: Side) -> Iterator[Row]:
         gc.collect()
 
 
-def first_draw(plan: Plan) -> Tensor:
+def first_draw(plan: Plan, channels: int) -> Tensor:
     g = torch.Generator().manual_seed(0)
-    return torch.randn(plan.batch, 4, plan.cells, plan.cells, generator=g).to(plan.device)
+    return torch.randn(plan.batch, channels, plan.cells, plan.cells, generator=g).to(plan.device)
 
 
 def call(case: str, side: Side, plan: Plan) -> Callable[[], Tensor]:
     """The case on one side, on the inputs that the other gets. The U-Net's batch is doubled, as guidance doubles it."""
-    x_T, prompts = first_draw(plan), [PROMPT] * plan.batch
+    x_T, prompts = first_draw(plan, side.channels), [PROMPT] * plan.batch
     z = x_T.to(plan.torch_dtype)
     if case == "unet":
         x, text = z.repeat(2, 1, 1, 1), side.text(prompts * 2)
@@ -132,7 +132,8 @@ def call(case: str, side: Side, plan: Plan) -> Callable[[], Tensor]:
 
 def guidances(plan: Plan, model: LatentDiffusion) -> Iterator[Row]:
     """Segmentation-free and multistage sampling against classifier-free, all ours: 1 means at no additional cost."""
-    unet, x_T, half = build.network(model.unet, plan.compile), first_draw(plan), plan.steps // 2
+    unet, x_T = build.network(model.unet, plan.compile), first_draw(plan, model.config.latent_channels)
+    half = plan.steps // 2
     stages = Stage(PROMPT, half), Stage("a fish", plan.steps - half)
     by_name: dict[str, Guidance] = {
         "classifier-free": ClassifierFree(SCALE),

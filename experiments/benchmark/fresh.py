@@ -79,7 +79,8 @@ def main(what: str, side: str, path: Path, settings: dict[str, Any]) -> float:
     if what == "load":
         return time.perf_counter() - start
     with torch.no_grad():
-        made.sample(torch.randn(batch, 4, cells, cells, device=device), [sides.PROMPT] * batch, settings["steps"])
+        x_T = torch.randn(batch, made.channels, cells, cells, device=device)
+        made.sample(x_T, [sides.PROMPT] * batch, settings["steps"])
     return torch.cuda.max_memory_allocated() if device == "cuda" else memory("VmHWM")
 
 

@@ -35,6 +35,7 @@ class Side:
     sample: Callable[[Tensor, list[str], int], Tensor]  # x_T, prompts, steps -> pictures [B, 3, H, W] in [0, 1]
     decode: Decode
     text: Callable[[list[str]], Any]
+    channels: int  # of a latent
 
 
 def write_weights(config: ModelConfig, path: Path) -> None:
@@ -75,7 +76,7 @@ def ours(model: LatentDiffusion, compile: bool) -> Side:
     def text(prompts: list[str]) -> Condition:
         return stack([model.condition(prompts)])  # which keeps its keys and values, as it does while sampling
 
-    return Side("ours", lambda x, t, text: unet(x, t, text, ()), sample, decode, text)
+    return Side("ours", lambda x, t, text: unet(x, t, text, ()), sample, decode, text, model.config.latent_channels)
 
 
 def latents(
@@ -122,6 +123,7 @@ def theirs(path: Path, dtype: torch.dtype, device: str, compile: bool, tuned: bo
         sample,
         lambda z: pipe.vae.decode(z / pipe.vae.config.scaling_factor, return_dict=False)[0],
         text,
+        pipe.vae.config.latent_channels,
     )
 
 

@@ -237,6 +237,19 @@ class Counted:
 # --- a whole run ------------------------------------------------------------------------------------------------------
 
 
+def draw_run(cfg: DictConfig, folder: Path, load: Callable[[DictConfig], Loaded] | None = None) -> list[Record] | None:
+    """Draws what a config of the sampling verb asks for: `prepare`, then `draw`. Returns and raises what they do."""
+    job = prepare(cfg, load)
+    with Logger(cfg.logger, job.settings, folder) as logger:
+        return draw(job, folder, logger)
+
+
+def summary(records: Sequence[Record], folder: Path) -> str:
+    """Returns what a finished run took, in a line."""
+    seconds, evaluations = mean_of(records, "seconds"), mean_of(records, "evaluations")
+    return f"{len(records)} pictures, {seconds:.2f} s and {evaluations:g} U-Net evaluations each: {folder}/grid.png"
+
+
 Watch = Callable[[int, int], Sequence[Observer]]  # who looks on while pictures first .. first + count - 1 are drawn
 
 

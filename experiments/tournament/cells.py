@@ -17,7 +17,6 @@ from experiments.metrics import Bench, Unmeasurable
 from experiments.metrics.measuring import evaluate, read_result
 from experiments.run import draw
 from experiments.run.cli import USER_ERRORS
-from experiments.run.logger import Logger
 from experiments.sweeps.cells import chosen
 from experiments.tournament.plan import CFG, Method, Plan, Planned
 from experiments.tournament.references import OTHER
@@ -110,10 +109,7 @@ class Arena:
 
 def drawn(cell: Planned, folder: Path) -> None:
     """Draws what is missing of a cell's run. Raises UserError for one that cannot be drawn."""
-    cfg = compose("sample", overrides=list(cell.overrides))
-    job = draw.prepare(cfg)
-    with Logger(cfg.logger, job.settings, folder) as logger:
-        draw.draw(job, folder, logger)
+    draw.draw_run(compose("sample", list(cell.overrides)), folder)
 
 
 def note(cell: Planned, folder: Path, missing: dict[str, str]) -> None:

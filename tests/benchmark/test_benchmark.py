@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def test_both_sides_do_the_same(tiny_size: None, tmp_path: Path) -> None:
             torch.testing.assert_close(ours.unet(x_T, 500, text), theirs.unet(x_T, 500, told), rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(ours.decode(x_T), theirs.decode(x_T), rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(ours.sample(x_T, prompts, 3), theirs.sample(x_T, prompts, 3), rtol=0, atol=1e-3)
+
+
+def test_models_of_other_latents_are_measured(monkeypatch: pytest.MonkeyPatch, tiny_size: None, tmp_path: Path) -> None:
+    unet = replace(TINY.unet, in_channels=8, out_channels=8)
+    eight = replace(TINY, unet=unet, autoencoder=replace(TINY.autoencoder, latent_channels=8))
+    monkeypatch.setitem(sides.SHAPES, "tiny", eight)
+    rows = run(monkeypatch, tmp_path, "--cases", "unet", "sample", "decode", "guidance", "--steps", "2")
+    assert [row["case"] for row in rows if row["against"] == "diffusers"] == ["unet", "sample", "decode"]
+    settings = {"dtype": "float32", "device": "cpu", "batch": 1, "pixels": 16, "cells": 8, "steps": 1}
+    for side in ("ours", "diffusers"):
+        assert fresh.main("memory", side, sides.folder_of("tiny", tmp_path), settings) > 1e8
 
 
 def test_without_diffusers_ours_is_measured_alone(

@@ -1,4 +1,4 @@
-"""python -m experiments.gallery: what guidance does on the embedded model, on three sheets for the README."""
+"""python -m experiments.gallery: what guidance does on the embedded model, on four sheets for the README."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +18,16 @@ TWO_COLOURS = [
     "a green heart next to a yellow fish on a black background",
     "a purple dragon above an orange pear on a white background",
 ]
+FISH, PEAR = (f"a {thing} to the left of a red heart on a white background" for thing in ("blue fish", "green pear"))
+GIVEN = 5  # seed of the picture of a fish that the tasks are given
 Rows = list[list[Image.Image]]
 
 
 def main(cfg: DictConfig) -> None:
     out, seeds = Path(cfg.out), list(range(cfg.n))
-    for name, draw in {"scales": scales, "multistage": multistage, "two_colours": two_colours}.items():
-        save_png(draw(out, seeds, list(cfg.settings)), out / f"{name}.png")
-    print(f"three sheets: {out}/scales.png, multistage.png, two_colours.png")
+    for draw in (scales, multistage, two_colours, tasks):
+        save_png(draw(out, seeds, list(cfg.settings)), out / f"{draw.__name__}.png")
+    print(f"four sheets: {out}/scales.png, multistage.png, two_colours.png, tasks.png")
 
 
 def scales(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
@@ -54,6 +56,31 @@ def two_colours(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
     rows = [row for pair in zip(plain, ours, strict=True) for row in pair]
     labels = [f"{method}: {text}" for text in TWO_COLOURS for method in ("classifier-free", "segmentation-free")]
     return sheet(rows, labels, labels_of(seeds), title="50 steps, same seeds")
+
+
+def tasks(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
+    """Draws from a given picture, and its left half anew, with a switch of the prompt on the way and without."""
+    common = [f"sampler.steps={STEPS}", *more]
+    given = sweep(out / "tasks_given", [GIVEN], f"prompt='{FISH}'", f"guidance.scale={SCALE}", *common)[0][0]
+    mask = Image.new("L", given.size, 0)
+    mask.paste(255, (0, 0, given.width // 2, given.height))
+    save_png(given, out / "given.png")
+    save_png(mask, out / "mask.png")
+    image = f"task.image={out / 'given.png'}"
+    inpaint = ["task=inpaint", image, f"task.mask={out / 'mask.png'}"]
+    pear = [f"prompt='{PEAR}'", f"guidance.scale={SCALE}"]
+    switched = f"guidance.stages={stages((FISH, 10), (PEAR, STEPS - 10))}"
+    runs = {
+        "from it, the last 14 of 20 steps: a green pear": ["task=image", image, "task.strength=0.7", *pear],
+        "its left half anew: a green pear": [*inpaint, *pear],
+        "the same, segmentation-free": [*inpaint, *pear, "guidance=segmentation_free"],
+        "its left half anew: a fish for 10 steps, then a pear": [
+            *inpaint, "guidance=multistage", f"guidance.inner.scale={SCALE}", switched,
+        ],
+    }  # fmt: skip
+    rows = [sweep(out / f"tasks_{i}", seeds, *asked, *common)[0] for i, asked in enumerate(runs.values())]
+    filler: list[Image.Image | None] = [None] * (len(seeds) - 1)
+    return sheet([[given, *filler], *rows], ["given", *runs], labels_of(seeds), title="tasks, on the embedded model")
 
 
 def sweep(folder: Path, seeds: list[int], *overrides: str) -> Rows:

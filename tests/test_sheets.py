@@ -57,7 +57,9 @@ def sampled(*overrides: str) -> list[str]:
     return list(overrides)
 
 
-@pytest.mark.parametrize(("verb", "sheets"), [(demo, ["sheet"]), (gallery, ["scales", "multistage", "two_colours"])])
+@pytest.mark.parametrize(
+    ("verb", "sheets"), [(demo, ["sheet"]), (gallery, ["scales", "multistage", "two_colours", "tasks"])]
+)
 def test_every_run_of_a_sheet_composes_for_another_model(
     verb: object, sheets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

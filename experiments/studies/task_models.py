@@ -84,7 +84,10 @@ class TaskModel:
         return Result(
             bench.bootstrap.mean(values, captions),
             {name: bench.bootstrap.mean(found, captions) for name, found in others},
-            [{"scene": i, **{name: found[i] for name, found in scores.items()}} for i in range(self.count)],
+            [
+                {"file": f"scene {i}", "value": values[i], **{name: found[i] for name, found in scores.items()}}
+                for i in range(self.count)
+            ],
             {"task": task, "measured": first, "judge": sha256(weights / "model.safetensors"), "world": world.name},
         )
 

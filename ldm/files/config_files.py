@@ -194,6 +194,7 @@ def from_diffusers(jsons: Mapping[str, Json], pad_ids: Mapping[str, int | None],
 
 
 OWN_MODEL = "LatentDiffusion"
+SHARED = "shared_weights"  # in a folder's index: where, seen from it, the weights lie that it does not have itself
 INDEXED = ("denoiser", "latents", "image_size", "stroke")  # fields of ours in the index of a folder
 
 

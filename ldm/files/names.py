@@ -81,6 +81,8 @@ TEXT_2 = "text_encoder_2"  # SDXL's second
 TOLD_BY = {"text": "text_encoder", "classes": "classes", "boxes": "boxes"}
 TEXT_PREFIX = "text_model."  # precedes the names of CLIPTextModel in most files
 PROJECTION = "text_projection.weight"
+CLIP_STEM = "open_clip_model"  # of a CLIP's files in open_clip's layout, whose text tower may serve as text encoder
+CLIP_POSITIONS = "positional_embedding"  # a tensor of these files
 
 DIFFUSERS: Table = [  # U-Net and autoencoder of a diffusers folder
     (".to_out.", ".to_out.0."),
@@ -122,10 +124,13 @@ def networks_of(config: ModelConfig) -> tuple[str, str]:
     return config.denoiser, "drawings" if config.latents == "drawings" else "vae"
 
 
-def in_folder(model: LatentDiffusion, bare: Collection[str] = (), old_vae: bool = False) -> dict[str, Sources]:
+def in_folder(
+    model: LatentDiffusion, bare: Collection[str] = (), old_vae: bool = False, of_clip: Collection[str] = ()
+) -> dict[str, Sources]:
     """Returns the place of each parameter in a diffusers folder, by part.
 
-    bare  text encoders whose names have no TEXT_PREFIX
+    bare     text encoders whose names have no TEXT_PREFIX
+    of_clip  text encoders whose weights are those of a CLIP in open_clip's layout
     """
     tables: dict[str, Table] = {
         "unet": DIFFUSERS_CLASS_VECTOR if model.config.condition == "classes" else DIFFUSERS,
@@ -136,6 +141,8 @@ def in_folder(model: LatentDiffusion, bare: Collection[str] = (), old_vae: bool 
     }
 
     def place(part: str, name: str) -> Source:
+        if part in of_clip:
+            return open_clip_source(name, "")
         prefixed = tables[part] is TRANSFORMERS and part not in bare and name != PROJECTION
         return Source((TEXT_PREFIX if prefixed else "") + rename(name, tables[part]))
 
@@ -293,6 +300,11 @@ CONSTANTS = ("position_ids", "text_projection", "text_projection.weight", "logit
 def is_constant(key: str) -> bool:
     """Tells whether a text encoder's tensor is one that Stable Diffusion does not use."""
     return key.endswith(CONSTANTS)
+
+
+def is_beside_text(key: str) -> bool:
+    """Tells whether a whole CLIP's tensor is not one of its text tower's, or one that Stable Diffusion does not use."""
+    return key.startswith("visual.") or is_constant(key)
 
 
 def is_extra(key: str, text_layers: int, ema: bool) -> bool:

@@ -29,7 +29,8 @@ from ldm.model import LatentDiffusion, autoencoder_of, denoiser_of, encoder_of
 from ldm.text import open_clip_tokenizer
 
 WEIGHTS = Path(__file__).parent.parent / "weights"
-EMBEDDED = {name: WEIGHTS / name for name in ("emoji", "glyphs")}
+TASKS = tuple(f"emoji_{task}" for task in ("upscale", "inpaint", "classes", "boxes"))
+EMBEDDED = {name: WEIGHTS / name for name in ("emoji", "glyphs", *TASKS)}
 CHUNK = 256 * 2**20  # bytes read before a file is mapped anew: touched pages count as the process's memory
 
 
@@ -42,7 +43,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
 ) -> LatentDiffusion:
-    """Returns an embedded model, "emoji" or "glyphs", or that of a single file, a diffusers folder, or a hub id.
+    """Returns an embedded model (EMBEDDED has their names), or that of a single file, a diffusers folder, or a hub id.
 
     config      YAML of a single file that is not of a published family: CompVis's, or one of ModelConfig's fields
     prediction  "eps", "v", "x0" or "flow", in the place of what a config says; needed for single files of SD 2
@@ -201,9 +202,9 @@ def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device
     pad_ids = {part: padding(folder / tokenizer) for part, tokenizer in tokenizers(told_by).items()}
     config = config_files.from_diffusers(jsons, pad_ids, str(folder))
     config = with_prediction(config, prediction, str(folder))
+    elsewhere = shared_weights(index, folder)
     try:
-        present = [path.relative_to(folder).as_posix() for path in folder.glob("*/*")]
-        files = {part: [folder / name for name in weight_files(part, present)] for part in parts}
+        files = {part: files_of(part, elsewhere.get(part, folder / part)) for part in parts}
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 
@@ -211,11 +212,37 @@ def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device
     keys = {part: [key for path in files[part] for key in tensors_in(path)] for part in parts if part != "unet"}
     old_vae = any(key.endswith(".query.weight") for key in keys.get("vae", []))
     bare = [part for part, found in keys.items() if not any(key.startswith(names.TEXT_PREFIX) for key in found)]
-    sources = names.in_folder(model, bare, old_vae)
+    of_clip = [part for part, found in keys.items() if names.CLIP_POSITIONS in found]
+    sources = names.in_folder(model, bare, old_vae, of_clip)
     for part, network in names.parts(model).items():
         placed = (network, sources[part], dtype_of(part, config, dtype))
-        fill([placed], files[part], names.is_constant, f"{folder}/{part}", device)
+        extra = names.is_beside_text if part in of_clip else names.is_constant
+        fill([placed], files[part], extra, f"{folder}/{part}", device)
     return model
+
+
+def shared_weights(index: dict[str, Any], folder: Path) -> dict[str, Path]:
+    """Returns the folders of weights that lie outside of a model's own, by part: those that its index names.
+
+    Raises ValueError for a name that is none, or no folder there.
+    """
+    shared = index.get(config_files.SHARED, {})
+    if not isinstance(shared, dict):
+        raise ValueError(f"{folder / INDEX}: {config_files.SHARED}={quoted(shared)} must name folders by part")
+    found = {}
+    for part, name in shared.items():
+        if not isinstance(name, str) or not (folder / name).is_dir():
+            raise ValueError(f"{folder / INDEX}: {config_files.SHARED}: {one_line(part)}: no folder {quoted(name)}")
+        found[part] = folder / name
+    return found
+
+
+def files_of(part: str, folder: Path) -> list[Path]:
+    """Returns the files of a part's weights in a folder. Raises ValueError if they are not there."""
+    if clip := sorted(folder.glob(f"{names.CLIP_STEM}*.safetensors")):
+        return clip
+    found = weight_files(part, [f"{part}/{path.name}" for path in folder.glob("*")])
+    return [folder / name.removeprefix(f"{part}/") for name in found]
 
 
 def read_autoencoder(folder: Path) -> tuple[Autoencoder, AutoencoderConfig]:
@@ -226,8 +253,7 @@ def read_autoencoder(folder: Path) -> tuple[Autoencoder, AutoencoderConfig]:
     config = config_files.autoencoder_from_diffusers(read_json(folder / "config.json"), str(folder))
     with torch.device("meta"):
         network = Autoencoder(config).eval().requires_grad_(False)
-    present = [f"vae/{path.name}" for path in folder.iterdir()]
-    files = [folder / name.removeprefix("vae/") for name in weight_files("vae", present)]
+    files = files_of("vae", folder)
     sources = {name: Source(names.rename(name, names.DIFFUSERS)) for name in network.state_dict()}
     fill([(network, sources, torch.float32)], files, names.is_constant, str(folder), torch.device("cpu"))
     return network, config

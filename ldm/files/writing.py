@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -16,6 +16,8 @@ from torch import Tensor
 from ldm.files import config_files, names
 from ldm.model import LatentDiffusion
 from ldm.text import open_clip_tokenizer
+
+VOCABULARY = ("vocab.json", "merges.txt")  # files of a tokenizer that repeat open_clip's, for other libraries
 
 
 @contextmanager
@@ -38,23 +40,35 @@ def atomically(path: Path) -> Iterator[Path]:
 
 
 def write_folder(
-    model: LatentDiffusion, path: Path, max_shard_bytes: int | None = None, dtype: torch.dtype | None = None
+    model: LatentDiffusion,
+    path: Path,
+    max_shard_bytes: int | None = None,
+    dtype: torch.dtype | None = None,
+    shared: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a diffusers folder, whole or not at all. Raises FileExistsError if `path` is there.
 
     dtype None keeps the model's; max_shard_bytes None makes one file per network, else shards no larger than it
-    (but for tensors that are) with their index.
+    (but for tensors that are) with their index. `shared` names the folders, seen from `path`, where the weights of
+    some parts lie already: these are not written, and the folder's index says where they are. diffusers cannot read
+    such a folder.
     """
     config = model.config
     with atomically(path) as temporary:
-        for name, settings in config_files.to_diffusers(config).items():
+        jsons = config_files.to_diffusers(config)
+        if shared:
+            jsons["model_index.json"][config_files.SHARED] = dict(shared)
+        for name, settings in jsons.items():
             write_text(temporary / name, json.dumps(settings, indent=2))
         for folder, text in (("tokenizer", config.text), ("tokenizer_2", config.text_2)):
             if text and config.condition == "text":
                 for name, content in tokenizer_files(text.pad_id, text.context).items():
-                    write_text(temporary / folder / name, content)
+                    if not shared or name not in VOCABULARY:
+                        write_text(temporary / folder / name, content)
         sources = names.in_folder(model)
         for part, network in names.parts(model).items():
+            if part in (shared or {}):
+                continue
             state = network.state_dict()
             tensors = {sources[part][name].key: value.to(dtype or value.dtype) for name, value in state.items()}
             write_shards(tensors, temporary / part, names.STEMS[part], max_shard_bytes)

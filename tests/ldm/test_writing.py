@@ -111,6 +111,37 @@ def test_a_flow_is_read_by_the_scheduler_of_diffusers() -> None:
     )
 
 
+def test_weights_that_lie_in_other_folders_are_not_written_again(tmp_path: Path) -> None:
+    """An autoencoder of a model beside it, and the text tower of a CLIP in open_clip's layout."""
+    model = tiny_model(TINY_SD2)
+    write_folder(model, tmp_path / "whole")
+    tower: dict[str, list[torch.Tensor]] = {}
+    for name, value in model.text_encoder.state_dict().items():
+        tower.setdefault(names.open_clip_source(name, "").key, []).append(value)
+    tensors = {key: torch.cat(values) for key, values in tower.items()}
+    tensors |= {"visual.conv1.weight": torch.ones(1), "text_projection": torch.ones(1), "logit_scale": torch.ones(1)}
+    (tmp_path / "clip").mkdir()
+    safetensors.torch.save_file(tensors, tmp_path / "clip" / "open_clip_model.safetensors")
+    write_folder(model, tmp_path / "part", shared={"vae": "../whole/vae", "text_encoder": "../clip"})
+    written = {path.relative_to(tmp_path / "part").as_posix() for path in (tmp_path / "part").rglob("*.*")}
+    assert {name for name in written if not name.endswith(".json")} == {"unet/diffusion_pytorch_model.safetensors"}
+    assert "tokenizer/special_tokens_map.json" in written and "tokenizer/vocab.json" not in written
+    loaded = load_model(tmp_path / "part")
+    assert loaded.config == model.config and same_weights(loaded, model)
+
+    index = tmp_path / "part" / "model_index.json"
+    told = json.loads(index.read_text())
+    for wrong, message in [
+        ({"vae": "../nowhere"}, "shared_weights: vae: no folder '../nowhere'"),
+        ({"vae": 3}, "shared_weights: vae: no folder 3"),
+        ([1], r"shared_weights=\[1\] must name folders by part"),
+        ({"vae": "../clip", "text_encoder": "../clip"}, "its tensors do not fit the networks"),
+    ]:
+        index.write_text(json.dumps(told | {"shared_weights": wrong}))
+        with pytest.raises(ValueError, match=message):
+            load_model(tmp_path / "part")
+
+
 def assert_equal_networks(model: LatentDiffusion, pipe: object) -> None:
     x, text = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32)
     ids = model.tokenizer(PROMPTS).ids

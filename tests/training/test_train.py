@@ -545,6 +545,10 @@ def test_the_classifier_learns_what_stands_in_noisy_latents(folder, tmp_path):
             return compose("train", ["part=tasks/classifier", "part.channels=[16,32]", *recipe[1:]])
 
     verb.train(cfg())
+    verb.train(cfg(f"out={tmp_path / 'parts'}", "stop_after=3"))
+    verb.train(cfg(f"out={tmp_path / 'parts'}"))
+    whole, resumed = (torch.load(folder / "checkpoint.pt", weights_only=True) for folder in (out, tmp_path / "parts"))
+    assert all(equal(whole[key], resumed[key]) for key in ("network", "ema", "optimizer", "history"))
     classifier = load_classifier(out / "model")
     assert classifier.classes == ("square", "disc")
     assert classifier.config.scale == load_model().config.autoencoder.scale

@@ -32,6 +32,9 @@ def embedded(key: str) -> str:
     return str(OmegaConf.select(OmegaConf.load(CONF / "embedded.yaml"), key, throw_on_missing=True))
 
 
+OmegaConf.register_new_resolver("embedded", embedded)  # ${embedded:world} in a yaml; whoever composes knows CONF
+
+
 class UserError(ValueError):
     """Something that the user can mend. Its message is one line: what is wrong, where, and what to do about it."""
 

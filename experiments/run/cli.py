@@ -24,11 +24,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.files import CONF, UserError, embedded, one_line, say
+from experiments.files import CONF, UserError, one_line, say
 from experiments.run.settings import check
 
 USER_ERRORS = (UserError, OSError, HydraException, OmegaConfBaseException)
-OmegaConf.register_new_resolver("embedded", embedded)  # ${embedded:world}, of conf/embedded.yaml
 OmegaConf.register_new_resolver("range", lambda *ends: list(range(*ends)))  # ${range:3} is [0, 1, 2]
 # ${fit:20,2,-1} is 10, the most things of which 2 each, and -1 besides, come to 20
 OmegaConf.register_new_resolver("fit", lambda whole, each, besides: (whole - besides) // each)

@@ -224,4 +224,4 @@ class SpatialTransformer(nn.Module):
 
 def project(layer: Linear | Conv2d, h: Tensor) -> Tensor:
     """A linear layer, or a 1x1 convolution, of patches [B, P, C]."""
-    return cpu.linear(h, layer.weight.flatten(1), layer.bias)
+    return cpu.linear(h, layer.weight, layer.bias)

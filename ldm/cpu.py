@@ -4,9 +4,13 @@ of experiments/benchmark/NOTES.md; compilers, GPUs and most gradients get torch'
 Letters of shapes: B rows, C channels, h x w a grid of cells.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 FEW_ROWS = 16  # of a float32 product, up to which oneDNN's overhead is longer than its gain
@@ -18,6 +22,8 @@ WEIGHTS_SLICE = 2**20  # of attention, which a core's cache holds in 16 bits
 FEW_WEIGHTS = 2**15  # of attention, below which the calls take longer than the work
 MANY_WEIGHTS = 2**25  # of attention, which would take too much memory if they were stored for a gradient
 MANY_ROWS = 512  # of a product, from which two of them take no longer than one of twice the width
+KEPT_WEIGHT = 5 * 2**18  # values of a weight, up to which its copy in oneDNN's layout is worth the memory
+KEPT_INPUT = 2**18  # values of an input, beyond which laying out is short beside the product
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -29,28 +35,81 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     )
 
 
+class Layout(NamedTuple):
+    """oneDNN's copy of a weight, and the state of the weight and the input that it was made for."""
+
+    of: tuple[object, ...]
+    copy: Tensor
+
+
+layouts = WeakTensorKeyDictionary()  # the last Layout of each weight, for as long as the weight lives
+
+
+def laid_out(weight: Tensor, x: Tensor, lay_out: Callable[[], Tensor]) -> Tensor | None:
+    """The weight in the layout that oneDNN wants for this input, or None where no copy is kept.
+
+    Otherwise oneDNN lays it out in every call, a tenth of the time of a small network. It is done from the first call
+    on, since the two ways may differ in the last bit. Writing into the weight makes the copy anew, but for what torch
+    does not count as writing (into `weight.data`).
+    """
+    small = weight.numel() <= KEPT_WEIGHT and x.numel() <= KEPT_INPUT
+    if not small or not isinstance(weight, nn.Parameter) or weight.is_inference():
+        return None
+    of = weight.data_ptr(), weight._version, x.shape, x.dtype
+    last = layouts.get(weight)
+    if last is None or last.of != of:
+        layouts[weight] = last = Layout(of, lay_out())
+    return last.copy
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x @ weight.T + bias, straight by oneDNN: torch takes MKL, slow on AMD's processors, or a longer way to oneDNN."""
+    """x @ weight.T + bias, straight by oneDNN: torch takes MKL, slow on AMD's processors, or a longer way to oneDNN.
+
+    The weight of a convolution [out, C, k, k] is taken as [out, k k C].
+    """
+
+    def flat() -> Tensor:
+        return weight.permute(0, 2, 3, 1).flatten(1) if weight.ndim == 4 else weight
+
     few = x.dtype == torch.float32 and x.numel() <= FEW_ROWS * x.shape[-1]
-    if ONEDNN and not few and x.dtype in (torch.float32, torch.bfloat16) and plain(x, weight, bias):
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+    if few or not ONEDNN or x.dtype not in (torch.float32, torch.bfloat16) or not plain(x, weight, bias):
+        return F.linear(x, flat(), bias)
+    rows = x.shape[:-1].numel()
+    kept = laid_out(weight, x, lambda: torch.ops.mkldnn._reorder_linear_weight(flat(), rows))
+    return torch.ops.mkldnn._linear_pointwise(x, flat() if kept is None else kept, bias, "none", [], "")
 
 
 def conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor | None:
-    """The convolution as one product of patches and weights, or None where torch's own is faster or differs.
-
-    On 1x1 kernels and small grids torch lays the weights out anew in every call, which takes longer than the product.
-    """
+    """The convolution by a faster way, or None where torch's own is as fast or differs."""
     k, s, p = layer.kernel_size[0], layer.stride[0], 0 if isinstance(layer.padding, str) else layer.padding[0]
     square = layer.kernel_size == (k, k) and layer.stride == (s, s) and layer.padding == (p, p)
     simple = square and layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
-    many = x.numel() / s**2 > FEW_CELLS * layer.weight.shape[:2].numel()
-    if not simple or (k > 1 and many) or not plain(x, layer.weight, layer.bias):
+    if not simple or not plain(x, layer.weight, layer.bias):
         return None
+    many = x.numel() / s**2 > FEW_CELLS * layer.weight.shape[:2].numel()
+    return convolution(layer, x, s, p) if k > 1 and many else of_patches(layer, x, k, s, p)
+
+
+def convolution(layer: nn.Conv2d, x: Tensor, s: int, p: int) -> Tensor | None:
+    """torch's own convolution with a weight that is laid out already, or None where that is not kept."""
+    known = ONEDNN and x.dtype in (torch.float32, torch.bfloat16)
+    if not known or not x.is_contiguous(memory_format=torch.channels_last):
+        return None
+    way = [p, p], [s, s], [1, 1], 1
+    kept = laid_out(layer.weight, x, lambda: torch.ops.mkldnn._reorder_convolution_weight(layer.weight, *way, x.shape))
+    if kept is None:
+        return None
+    return torch.ops.mkldnn._convolution_pointwise(x, kept, layer.bias, *way, "none", [], "")
+
+
+def of_patches(layer: nn.Conv2d, x: Tensor, k: int, s: int, p: int) -> Tensor:
+    """The convolution as one product of patches and weights.
+
+    On 1x1 kernels and small grids torch lays the weights out anew in every call, which takes longer than the product.
+    """
     patches = (F.pad(x, (p, p, p, p)) if p else x).unfold(2, k, s).unfold(3, k, s)
     patches = patches.permute(0, 2, 3, 4, 5, 1).flatten(3)  # [B, h, w, k k C], a view where k is 1
-    return linear(patches, layer.weight.permute(0, 2, 3, 1).flatten(1), layer.bias).permute(0, 3, 1, 2)
+    return linear(patches, layer.weight, layer.bias).permute(0, 3, 1, 2)
 
 
 def group_norm(layer: nn.GroupNorm, x: Tensor) -> Tensor | None:

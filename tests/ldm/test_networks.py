@@ -1,5 +1,6 @@
 """Each network against diffusers, transformers and open_clip on the same random weights; and what edits may change."""
 
+import copy
 import shutil
 from dataclasses import replace
 
@@ -255,6 +256,59 @@ def test_gated_units_are_the_same_of_few_rows_and_of_many(monkeypatch: pytest.Mo
     for rows in (40, 41):
         monkeypatch.setattr(cpu, "MANY_ROWS", rows)
         assert relative(cpu.geglu(x, weight, bias).float(), value * F.gelu(gate)) < 0.01
+
+
+LAYERS = {  # and how many cells a side
+    "linear": (layers.Linear(64, 32), 0),
+    "1x1": (layers.Conv2d(64, 32, 1), 8),
+    "of patches": (layers.Conv2d(64, 256, 3, padding=1), 4),
+    "3x3": (layers.Conv2d(64, 32, 3, padding=1), 8),
+    "downsampling": (layers.Conv2d(64, 32, 3, stride=2, padding=1), 8),
+}
+
+
+@pytest.mark.skipif(not cpu.ONEDNN, reason="torch without oneDNN lays out nothing")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", LAYERS)
+@torch.no_grad()
+def test_a_weight_that_stays_laid_out_gives_the_same_bits(name: str, dtype: torch.dtype) -> None:
+    made, cells = LAYERS[name]
+    layer = randomize(made).to(dtype)
+
+    def inputs(rows: int) -> Tensor:
+        x = noise(rows, 64, cells, cells) if cells else noise(rows, 20, 64)
+        return x.to(dtype, memory_format=torch.channels_last if cells else torch.preserve_format)
+
+    def fresh(x: Tensor) -> Tensor:
+        return copy.deepcopy(layer)(x)  # whose weight is met for the first time
+
+    if cells:
+        layer.to(memory_format=torch.channels_last)
+    x = inputs(3)
+    first = layer(x)
+    kept = cpu.layouts[layer.weight]
+    assert torch.equal(layer(x), first) and cpu.layouts[layer.weight] is kept
+    layer.weight.mul_(2)
+    assert torch.equal(layer(x), fresh(x)), "written into"
+    layer.weight.data = layer.weight.data.clone().mul_(3)
+    assert torch.equal(layer(x), fresh(x)), "replaced"
+    for rows in (2, 3, 2, 3):
+        assert torch.equal(layer(inputs(rows)), fresh(inputs(rows))), "of another shape"
+
+
+@torch.no_grad()
+def test_the_layout_of_a_weight_goes_with_it_and_large_ones_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, before = layers.Linear(64, 32), len(cpu.layouts)
+    layer(noise(3, 20, 64))
+    assert len(cpu.layouts) == before + cpu.ONEDNN
+    del layer
+    assert len(cpu.layouts) == before
+    large = layers.Linear(64, 32)
+    for limit, size in (("KEPT_WEIGHT", 64 * 32), ("KEPT_INPUT", 3 * 20 * 64)):
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu, limit, size - 1)
+            large(noise(3, 20, 64))
+    assert len(cpu.layouts) == before
 
 
 def test_a_norm_in_16_bits_learns_as_in_32() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -112,7 +112,7 @@ def save_maps(seen: list[Moment], path: Path) -> None:
             tensors[f"owners/{i}/{layer}"] = owner_map(moment.seen.votes[layer]).byte()
     timesteps = {f"{moment.step.i:03d}": moment.step.now.t for moment in seen}
     with files.atomically(path) as part:
-        save_file(tensors, part, {"words": json.dumps(words), "timesteps": json.dumps(timesteps)})
+        part.write_bytes(save(tensors, {"words": json.dumps(words), "timesteps": json.dumps(timesteps)}))
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path) -> None:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from experiments.files import UserError, append, atomically, describe, difference, locked, read_lines, write
@@ -144,8 +143,8 @@ class Run:
     def save(self, tensors: dict[str, Tensor], path: Path) -> None:
         try:
             with atomically(path) as part:
-                save_file(tensors, part)
-        except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
+                part.write_bytes(save(tensors))  # save_file has a temporary file of its own, which a kill leaves behind
+        except OSError as error:
             raise self.unwritable(error) from error
 
     def part(self, batch: int) -> Path:

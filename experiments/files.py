@@ -138,6 +138,14 @@ def write(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def write_tensors(path: Path, tensors: dict[str, "torch.Tensor"], metadata: dict[str, str] | None = None) -> None:
+    """Writes a safetensors file atomically."""
+    from safetensors.torch import save  # save_file has a temporary file of its own, which a kill leaves behind
+
+    with atomically(path) as part:
+        part.write_bytes(save(tensors, metadata))
+
+
 def append(path: Path, line: str) -> None:
     """Appends a whole line or nothing. Only one process may append to a file at a time."""
     size = path.stat().st_size

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
 
-from experiments.files import UserError, atomically, describe, write
+from experiments.files import UserError, describe, write, write_tensors
 from experiments.pictures import save_png, sheet, to_image
 from experiments.run import build, cli
 from experiments.studies.inversion import denoiser, inverted, read_picture
@@ -42,8 +41,7 @@ def main(cfg: DictConfig) -> None:
         pictures = [picture[0] / 2 + 0.5, model.decode(x_0)[0], model.decode(again)[0]]
     names = ["picture", "its latent, decoded", "drawn again"]
     save_png(sheet([[to_image(image) for image in pictures]], [""], names), folder / "again.png")
-    with atomically(folder / "noise.safetensors") as part:
-        save_file({"x_T": x_T.cpu().contiguous(), "x_0": x_0.cpu().contiguous()}, part)
+    write_tensors(folder / "noise.safetensors", {"x_T": x_T.cpu().contiguous(), "x_0": x_0.cpu().contiguous()})
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     write(folder / "run.json", json.dumps(describe(settings, model.device), indent=1))
     error = ((again - x_0).norm() / x_0.norm()).item()

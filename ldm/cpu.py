@@ -46,7 +46,7 @@ layouts = WeakTensorKeyDictionary()  # the last Layout of each weight, for as lo
 
 
 def laid_out(weight: Tensor, x: Tensor, lay_out: Callable[[], Tensor]) -> Tensor | None:
-    """The weight in the layout that oneDNN wants for this input, or None where no copy is kept.
+    """Returns the weight in the layout that oneDNN wants for this input, or None where no copy is kept.
 
     Otherwise oneDNN lays it out in every call, a tenth of the time of a small network. It is done from the first call
     on, since the two ways may differ in the last bit. Writing into the weight makes the copy anew, but for what torch
@@ -91,7 +91,7 @@ def conv2d(layer: nn.Conv2d, x: Tensor) -> Tensor | None:
 
 
 def convolution(layer: nn.Conv2d, x: Tensor, s: int, p: int) -> Tensor | None:
-    """torch's own convolution with a weight that is laid out already, or None where that is not kept."""
+    """Returns torch's own convolution with a weight that is laid out already, or None where that is not kept."""
     known = ONEDNN and x.dtype in (torch.float32, torch.bfloat16)
     if not known or not x.is_contiguous(memory_format=torch.channels_last):
         return None

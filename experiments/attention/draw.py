@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -111,8 +110,7 @@ def save_maps(seen: list[Moment], path: Path) -> None:
             tensors[f"maps/{i}/{layer}"] = maps.contiguous()
             tensors[f"owners/{i}/{layer}"] = owner_map(moment.seen.votes[layer]).byte()
     timesteps = {f"{moment.step.i:03d}": moment.step.now.t for moment in seen}
-    with files.atomically(path) as part:
-        part.write_bytes(save(tensors, {"words": json.dumps(words), "timesteps": json.dumps(timesteps)}))
+    files.write_tensors(path, tensors, {"words": json.dumps(words), "timesteps": json.dumps(timesteps)})
 
 
 def save_animation(frames: Sequence[Image.Image], path: Path) -> None:

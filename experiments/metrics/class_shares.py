@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from experiments.files import UserError, sha256
+from experiments.files import WEIGHTS, UserError, sha256
 from experiments.metrics import Bench, Result
 from experiments.metrics.folders import FinishedRun, read
 from experiments.vectors.judge import judged, load_vector_judge
 from experiments.vectors.raster import SIDE
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "ldm" / "weights" / "glyphs_judge"
+JUDGE = WEIGHTS / "glyphs_judge"
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ClassShares:
 
     @torch.inference_mode()
     def measure(self, run: FinishedRun, bench: Bench) -> Result:
-        folder = Path(self.weights) if self.weights else WEIGHTS
+        folder = Path(self.weights) if self.weights else JUDGE
         judge = load_vector_judge(folder, bench.device)
         known = judge.config.classes
         names = [str(name) for name in self.classes]  # YAML reads a class 7 as a number

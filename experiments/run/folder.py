@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
-from experiments.files import UserError, append, atomically, describe, difference, locked, read_lines, write
+from experiments.files import UserError, append, describe, difference, locked, read_lines, write, write_tensors
 from experiments.pictures import save_png, to_image
 
 Key = tuple[int, int]  # of a picture: index of its prompt, and its seed
@@ -142,8 +142,7 @@ class Run:
 
     def save(self, tensors: dict[str, Tensor], path: Path) -> None:
         try:
-            with atomically(path) as part:
-                part.write_bytes(save(tensors))  # save_file has a temporary file of its own, which a kill leaves behind
+            write_tensors(path, tensors)
         except OSError as error:
             raise self.unwritable(error) from error
 

@@ -16,13 +16,13 @@ from experiments.metrics.estimates import Bootstrap, Estimate
 from experiments.pictures import save_png, sheet, to_image
 from experiments.vectors.data import Drawings, Source, load_drawings
 from experiments.vectors.judge import VectorJudge, judged, load_vector_judge
-from experiments.vectors.measures import coverage, frechet_ratio, judge_features, nearest, reconstruction, valid
+from experiments.vectors.measures import coverage, frechet_ratio, judge_features, nearest, reconstruction, share_valid
 from experiments.vectors.raster import on_paper, renders
 from guidance import ClassifierFree, guided
 from ldm import LatentDiffusion
 from ldm.svg.autoencoder import VectorAutoencoder
 from ldm.svg.drawing import BOX, Drawing
-from ldm.svg.sequences import KINDS, USED, decode_commands
+from ldm.svg.sequences import KINDS, USED, decode_commands, grammatical
 from samplers import ImageNoise, Schedule, as_x_0, ddim
 
 SHOWN = 12  # classes of the figure, six drawings of each
@@ -37,12 +37,12 @@ class DrawingStudy:
     value: the share of classes, each `per_class` times, that the judge names; without a judge, `again`.
     again: the share that are a training drawing of their class again: the same commands, coordinates within 0.5 of the
     box of 24 on average; new: the others. found: the share of training drawings (the first 2,000) that are drawn so at
-    least once. valid: of the decoded sequences that need no mending. nearest, nearest_held_out: the mean distance of
-    latents to the nearest training latent, of drawn ones and of true ones that were held out; their ratio tells memory
-    (towards 0) from drawings as new as true ones (1). coverage: the share of the held-out latents (without any, of the
-    training's) that have a drawn one among their nearest five. frechet: the Frechet distance of drawn to true drawings
-    in the judge's features, over that of two true sets. reconstruction_*: of drawings decoded from their latents, held
-    out if any are.
+    least once. valid: of the drawings; unmended: before their paths are made whole. nearest, nearest_held_out: the
+    mean distance of latents to the nearest training latent, of drawn ones and of true ones that were held out; their
+    ratio tells memory (towards 0) from drawings as new as true ones (1). coverage: the share of the held-out latents
+    (without any, of the training's) that have a drawn one among their nearest five. frechet: the Frechet distance of
+    drawn to true drawings in the judge's features, over that of two true sets. reconstruction_*: of drawings decoded
+    from their latents, held out if any are.
 
     source   what was learnt: a file of conf/drawings
     folder   with the packages; cache, of what is prepared of them
@@ -75,7 +75,8 @@ class DrawingStudy:
         labels = torch.arange(len(training.classes)).repeat_interleave(self.per_class)
         names = [(training.classes[label],) for label in labels.tolist()]
         latents = self.draw(model, [name for (name,) in names], bench)
-        sequences = autoencoder.decode(latents.to(model.dtype)).float().cpu()
+        rows = autoencoder.decode(latents.to(model.dtype)).float().cpu()
+        sequences = grammatical(rows, training.stroke)
 
         def share(flags: Tensor) -> Estimate:
             return bench.bootstrap.mean(flags.double().tolist(), names)
@@ -84,7 +85,8 @@ class DrawingStudy:
         again = same.any(dim=1)
         details = {"again": share(again), "new": share(~again)}
         details["found"] = plain(same.any(dim=0)[:2000].float().mean().item(), same.shape[1])
-        details["valid"] = share(torch.tensor([valid(sequence, training.stroke) for sequence in sequences]))
+        for name, written in (("valid", sequences), ("unmended", rows)):
+            details[name] = share(share_valid(written, training.stroke))
         details |= distances(autoencoder, latents.cpu(), names, training, held_out, bench.bootstrap)
         true = held_out if held_out.count else training
         decoded = reconstruction(autoencoder, true)

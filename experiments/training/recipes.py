@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from experiments.emoji.world import LAYOUTS, EmojiScenes, World, load_atlas, settings_of
 from experiments.training.classifier import ClassifierPart
 from experiments.training.parts import AutoencoderPart, ClipPart, JudgePart, Part, UNetPart
-from experiments.training.tasks import BESIDE, InpaintPart, TaskPart
+from experiments.training.tasks import InpaintPart, TaskPart
 from experiments.training.vector_dit import DiTPart
 from experiments.training.vector_parts import VectorAutoencoderPart, VectorJudgePart
 from experiments.vectors.data import Drawings, Source, load_drawings
@@ -51,10 +51,11 @@ def build_part(cfg: DictConfig, examples: Any) -> Part:
 
 def scene_part(cfg: DictConfig, scenes: EmojiScenes) -> Part:
     autoencoder, clip = Path(cfg.autoencoder), Path(cfg.clip)
-    if cfg.part.name == "inpaint":
-        return InpaintPart(cfg.part, scenes, autoencoder, clip)
-    if cfg.part.name in BESIDE:
-        return TaskPart(cfg.part, scenes, autoencoder)
+    if cfg.part.size == "tasks" and "unet" in cfg.part:
+        begins_with = Path(cfg.out).parent / cfg.part.begins_with if cfg.part.begins_with else None
+        if cfg.part.name == "inpaint":
+            return InpaintPart(cfg.part, scenes, autoencoder, clip, begins_with)
+        return TaskPart(cfg.part, scenes, autoencoder, begins_with)
     if "unet" in cfg.part:
         return UNetPart(cfg.part, scenes, autoencoder, clip)
     kinds: dict[str, Callable[[DictConfig, EmojiScenes], Part]]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from experiments.emoji.truth import device_of
 from experiments.emoji.world import Batch, EmojiScenes, batch_of, settings_of
+from experiments.files import UserError
 from experiments.pictures import sheet, to_image
 from experiments.run.tasks import small_picture
 from experiments.training.parts import UNetPart, initialise, load_autoencoder
@@ -21,6 +22,7 @@ from ldm.autoencoder import Autoencoder
 from ldm.boxes import Box, write_layout
 from ldm.condition import Condition
 from ldm.config import BoxesConfig, ClassesConfig, ModelConfig, ScheduleConfig, UNetConfig
+from ldm.files.reading import load_model
 from ldm.model import encoder_of
 from ldm.unet import UNet
 from samplers import ImageNoise, Schedule, as_x_0, ddim
@@ -34,9 +36,11 @@ class InpaintPart(UNetPart):
     A mask is the grown box of one of the scene's objects, or, as often as `share_random` says, any box.
     """
 
-    def __init__(self, cfg: DictConfig, scenes: EmojiScenes, autoencoder: Path, clip: Path):
+    def __init__(self, cfg: DictConfig, scenes: EmojiScenes, autoencoder: Path, clip: Path, begins_with: Path | None):
         super().__init__(cfg, scenes, autoencoder, clip)
         self.share_random = cfg.share_random
+        if begins_with is not None:
+            begin_with(self.unet, begins_with)
 
     def channels(self, latent: int) -> dict[str, Any]:
         return {"in_channels": 2 * latent + 1, "out_channels": latent}
@@ -55,7 +59,7 @@ class TaskPart(UNetPart):
     It is trained as `UNetPart`, whose settings it has; `noise_level` is the most noise on upscaling's small pictures.
     """
 
-    def __init__(self, cfg: DictConfig, scenes: EmojiScenes, autoencoder: Path):
+    def __init__(self, cfg: DictConfig, scenes: EmojiScenes, autoencoder: Path, begins_with: Path | None):
         nn.Module.__init__(self)
         self.autoencoder, latents = load_autoencoder(autoencoder, scenes)
         self.task = str(cfg.name)
@@ -72,6 +76,8 @@ class TaskPart(UNetPart):
         )
         self.unet, encoder = UNet(self.config.unet), encoder_of(self.config)
         initialise(self.unet)
+        if begins_with is not None:
+            begin_with(self.unet, begins_with)
         self.encoder = encoder
         self.network = nn.ModuleDict({"unet": self.unet} | ({} if encoder is None else {"told": encoder}))
         self.schedule = Schedule.of(self.config.schedule)
@@ -96,6 +102,24 @@ class TaskPart(UNetPart):
 
 def scenes_labels(config: ModelConfig) -> tuple[str, ...]:
     return config.classes.names or config.boxes.names
+
+
+@torch.no_grad()
+def begin_with(unet: UNet, folder: Path) -> None:
+    """Gives a U-Net the weights of a trained model's that has the same layers.
+
+    Channels of its input that the other does not have begin as if they were not there. Raises UserError if there is no
+    such model, or if it has other layers.
+    """
+    if not folder.is_dir():
+        raise UserError(f"begins_with: no model in {folder}: train that part first, or set part.begins_with=null")
+    weights = load_model(folder).unet.state_dict()
+    mine, known = unet.state_dict(), weights["conv_in.weight"]
+    beside = mine["conv_in.weight"].shape[1] - known.shape[1]
+    weights["conv_in.weight"] = torch.cat([known, known.new_zeros(len(known), max(beside, 0), 3, 3)], dim=1)
+    if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in mine.items()}:
+        raise UserError(f"begins_with={folder}: its U-Net has other layers than this part's")
+    unet.load_state_dict(weights)
 
 
 # --- of scenes --------------------------------------------------------------------------------------------------------

@@ -14,30 +14,45 @@ from ldm.svg.autoencoder import VectorAutoencoder
 from ldm.svg.drawing import BOX, Drawing, to_svg
 from ldm.svg.geometry import area, flattened
 from ldm.svg.parsing import parse
-from ldm.svg.sequences import CLOSE, CLOSE_CURVE, END, KINDS, MOVE, USED, decode_commands, encode_commands, length
+from ldm.svg.sequences import (
+    CLOSE,
+    CLOSE_CURVE,
+    END,
+    KINDS,
+    MOVE,
+    USED,
+    decode_commands,
+    encode_commands,
+    grammatical,
+    length,
+)
 
 # --- reconstruction ---------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def reconstruction(autoencoder: VectorAutoencoder, drawings: Drawings, chamfers: int = 500) -> dict[str, float]:
-    """Returns how well drawings are decoded from the means of their latents.
+    """Returns how well drawings are decoded from the means of their latents, their paths made whole (`grammatical`).
 
     commands    share of the rows up to the first END whose kind is right
     sequences   share of the drawings with all kinds right
     coordinate  mean absolute error of the arguments that the true kinds have, in units of the box
     valid       share of decoded drawings that are valid (see `valid`)
+    unmended    the same of what the decoder says row by row, before paths are made whole
     closed      share of the closed paths that are decoded as one that closes itself
     chamfer     mean Chamfer distance of the first `chamfers` outlines, in units of the box
     """
-    found: dict[str, list[Tensor]] = {"commands": [], "sequences": [], "coordinate": [], "valid": [], "closed": []}
+    names = ("commands", "sequences", "coordinate", "valid", "unmended", "closed")
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
     decoded: list[Drawing] = []
     for start in range(0, drawings.count, 512):
         wanted = drawings.sequences(slice(start, start + 512))
-        got = autoencoder.decode(autoencoder.encode(wanted)[0])
+        rows = autoencoder.decode(autoencoder.encode(wanted)[0])
+        got = grammatical(rows, drawings.stroke)
         for name, values in compared(got, wanted).items():
             found[name].append(values)
-        found["valid"].append(torch.tensor([valid(sequence, drawings.stroke) for sequence in got]).float())
+        found["valid"].append(share_valid(got, drawings.stroke))
+        found["unmended"].append(share_valid(rows, drawings.stroke))
         decoded += [decode_commands(sequence, drawings.stroke) for sequence in got[: chamfers - len(decoded)]]
     truth = [decode_commands(sequence, drawings.stroke) for sequence in drawings.sequences(slice(len(decoded)))]
     distances = [chamfer(one, other) for one, other in zip(decoded, truth, strict=True)]
@@ -57,6 +72,11 @@ def compared(got: Tensor, wanted: Tensor) -> dict[str, Tensor]:
         "coordinate": errors[USED.to(kinds.device)[kinds]],
         "closed": ((guessed == CLOSE) | (guessed == CLOSE_CURVE))[closing].float(),
     }
+
+
+def share_valid(sequences: Tensor, stroke: float | None) -> Tensor:
+    """Returns 1 for each sequence [B, L, COLUMNS] that is valid, and 0 for the others."""
+    return torch.tensor([valid(sequence, stroke) for sequence in sequences], dtype=torch.float32)
 
 
 def valid(sequence: Tensor, stroke: float | None) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ldm.config import VectorAutoencoderConfig
 from ldm.layers import Linear
 from ldm.svg.drawing import Drawing
-from ldm.svg.sequences import ARGUMENTS, COLUMNS, KINDS, decode_commands
+from ldm.svg.sequences import ARGUMENTS, COLUMNS, KINDS, decode_commands, grammatical
 
 LEAST_VARIANCE = 1e-6  # of a component, so that what drawings lack is not blown up
 FIRST_LOGVAR = -3.0  # of q, with which training begins
@@ -66,8 +66,9 @@ class VectorAutoencoder(nn.Module):
         return (self.from_latent(latents) + self.decoder(latents)).unflatten(1, (-1, COLUMNS))
 
     def draw(self, latents: Tensor, stroke: float | None = None) -> list[Drawing]:
-        """Returns the drawings of latents; `stroke` as in Drawing."""
-        return [decode_commands(sequence, stroke) for sequence in self.decode(latents).float().cpu()]
+        """Returns the drawings of latents, their paths whole whatever the logits are; `stroke` as in Drawing."""
+        sequences = grammatical(self.decode(latents).float().cpu(), stroke)
+        return [decode_commands(sequence, stroke) for sequence in sequences]
 
     def features(self, sequences: Tensor) -> Tensor:
         """Returns sequences with sines and cosines of their arguments, at 1/2, 1, 2.. periods over the box."""

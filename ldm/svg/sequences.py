@@ -6,6 +6,7 @@ no such number. The rows after the last command are END. Both closing commands e
 have no x, y of their own: a closed path is closed whatever the numbers are.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -25,6 +26,17 @@ USED = torch.tensor(  # [KINDS, ARGUMENTS]: which arguments a kind has
         [1, 1, 1, 1, 1, 1],
         [0, 0, 0, 0, 0, 0],
         [1, 1, 1, 1, 0, 0],
+    ],
+    dtype=torch.bool,
+)
+FOLLOWS = torch.tensor(  # [KINDS, KINDS]: which kinds may come after which, in a filled drawing
+    [
+        [1, 0, 0, 0, 0, 0],
+        [0, 0, 1, 1, 0, 1],
+        [0, 0, 1, 1, 1, 1],
+        [0, 0, 1, 1, 1, 1],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
     ],
     dtype=torch.bool,
 )
@@ -61,6 +73,31 @@ def path_rows(path: Subpath) -> Iterator[tuple[int, tuple[Point, ...]]]:
             yield (CLOSE, ()) if closes else (LINE, (segment.end,))
         else:
             yield (CLOSE_CURVE, segment.controls) if closes else (CURVE, (*segment.controls, segment.end))
+
+
+def grammatical(sequences: Tensor, stroke: float | None = None) -> Tensor:
+    """Returns sequences [B, L, COLUMNS] with, in the place of their logits, the likeliest kinds that form paths.
+
+    That is, of all ways to write whole paths, the one whose log-probabilities have the greatest sum (Viterbi 1967): the
+    first row moves; a path has a segment, and in a filled drawing (`stroke` None) it closes; after END comes END.
+    """
+    follows = FOLLOWS.to(sequences.device).clone()
+    if stroke is not None:
+        follows[LINE : CURVE + 1, [END, MOVE]] = True  # a stroked path may stay open
+    last = follows[:, END]  # what the last row may be
+    scores = sequences[..., :KINDS].float().log_softmax(dim=-1)
+    best = scores[:, 0].index_fill(1, torch.tensor([k for k in range(KINDS) if k != MOVE]).to(scores.device), -math.inf)
+    before = []  # of each row but the first, the best kind before each kind [B, KINDS]
+    for row in scores[:, 1:].unbind(dim=1):
+        best, kinds = best[:, :, None].masked_fill(~follows, -math.inf).max(dim=1)
+        best = best + row
+        before.append(kinds)
+    kind = best.masked_fill(~last, -math.inf).argmax(dim=1)
+    path = [kind]
+    for kinds in reversed(before):
+        path.append(kind := kinds.gather(1, kind[:, None])[:, 0])
+    one_hot = torch.nn.functional.one_hot(torch.stack(path[::-1], dim=1), KINDS)
+    return torch.cat([one_hot.to(sequences), sequences[..., KINDS:]], dim=-1)
 
 
 def decode_commands(sequence: Tensor, stroke: float | None = None) -> Drawing:

@@ -1,8 +1,10 @@
 """SVG text, drawings and sequences, against resvg's renders of the same text, closed forms, and each other."""
 
 import io
+import itertools
 import math
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +32,7 @@ from ldm.svg.sequences import (
     MOVE,
     decode_commands,
     encode_commands,
+    grammatical,
     length,
 )
 
@@ -200,6 +203,26 @@ def test_any_sequence_is_a_drawing_of_closed_paths(kinds: tuple[int, ...], paths
 def test_an_open_stroke_stays_open() -> None:
     (path,) = decode_commands(sequence_of(MOVE, LINE, LINE, END), stroke=2.0).paths
     assert not path.closed and len(path.segments) == 2
+
+
+WHOLE = {  # paths as words of the letters end, move, line, curve, close, close by a curve
+    None: re.compile("(m[lk]*([lk]z|c))+e*"),
+    2.0: re.compile("(m[lk]*([lk]z|c|[lk]))+e*"),
+}
+
+
+@pytest.mark.parametrize("stroke", WHOLE)
+def test_paths_are_made_whole_in_the_likeliest_way(stroke: float | None) -> None:
+    """All words of five letters are tried, and those that spell whole paths compared."""
+    words = list(itertools.product(range(KINDS), repeat=5))
+    whole = torch.tensor([w for w in words if WHOLE[stroke].fullmatch("".join("emlkzc"[k] for k in w))])
+    sequences = torch.randn(40, 5, COLUMNS, generator=torch.Generator().manual_seed(1))
+    found = grammatical(sequences, stroke)
+    chances = sequences[:, None, :, :KINDS].log_softmax(dim=-1).expand(-1, len(whole), -1, -1)
+    sums = chances.gather(3, whole[None, :, :, None].expand(40, -1, -1, -1)).sum(dim=(2, 3))
+    assert torch.equal(found[..., :KINDS].argmax(dim=-1), whole[sums.argmax(dim=1)])
+    assert torch.equal(found[..., KINDS:], sequences[..., KINDS:])
+    assert torch.equal(grammatical(found, stroke), found)
 
 
 def test_a_drawing_that_is_too_long_is_refused() -> None:

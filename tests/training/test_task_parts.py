@@ -14,14 +14,16 @@ from tiny import Outcome
 
 from experiments.emoji.judge import Judge, JudgeConfig, save_judge
 from experiments.emoji.world import EmojiScenes, batch_of
+from experiments.files import UserError
 from experiments.training import loop as verb
 from experiments.training import tasks
+from experiments.training.recipes import build_part
 from ldm import load_model
 from ldm.boxes import read_layout
 
 SMALL = ["part.unet.channels=[8,16]", "part.unet.attention=[false,true]", "part.unet.heads=[1,2]"]
 SMALL += ["part.unet.norm_groups=4"]
-NAMES = ("upscale", "inpaint", "classes", "boxes")
+NAMES = ("upscale", "classes", "inpaint", "boxes")
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,23 @@ def test_upscaling_sees_means_of_pixels_and_their_noise(folder: Path) -> None:
     assert torch.allclose(seen[0, 0, 0, 0], batch.pixels()[0, 0, :4, :4].mean(), atol=1e-6)
     assert seen[:, 3].flatten(1).unique(dim=1).flatten().tolist() == pytest.approx([0, 0, 0.8])
     assert (seen[2, :3] - batch.pixels()[2].unfold(1, 4, 4).unfold(2, 4, 4).mean(dim=(3, 4))).std() > 0.4
+
+
+@pytest.mark.parametrize("name", ["boxes", "inpaint"])
+def test_a_part_begins_with_the_classes_network(trained: Path, tmp_path: Path, name: str) -> None:
+    """Bit for bit; what only it sees changes nothing yet. Another's layers, or no model, are refused."""
+    cfg = recipe(trained, trained / name, name)
+    scenes = EmojiScenes(*world_of(trained, cfg), "train")
+    unet = build_part(cfg, scenes).unet
+    classes = load_model(trained / "classes" / "model").unet.state_dict()
+    beside = classes["conv_in.weight"].shape[1]
+    for key, value in unet.state_dict().items():
+        assert torch.equal(value[:, :beside] if key == "conv_in.weight" else value, classes[key])
+    assert not unet.conv_in.weight[:, beside:].any()
+    with pytest.raises(UserError, match="begins_with: no model in .*none/model"):
+        build_part(recipe(trained, trained / name, name, "part.begins_with=none/model"), scenes)
+    with pytest.raises(UserError, match="its U-Net has other layers"):
+        build_part(recipe(trained, trained / name, name, "part.begins_with=upscale/model"), scenes)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,7 +143,7 @@ def test_one_command_judges_any_of_them(cli: Callable[..., Outcome], trained: Pa
     assert found["low"] <= found["value"] <= found["high"]
 
 
-def test_recipes_fit_into_three_and_a_half_megabytes_of_16_bits() -> None:
+def test_recipes_fit_into_five_megabytes_of_16_bits() -> None:
     from hydra import compose, initialize_config_dir
 
     from experiments.emoji.world import settings_of
@@ -137,4 +156,4 @@ def test_recipes_fit_into_three_and_a_half_megabytes_of_16_bits() -> None:
             unet = compose("train", [f"part=tasks/{name}"]).part.unet
         with torch.device("meta"):
             count = sum(p.numel() for p in UNet(UNetConfig(**settings_of(unet))).parameters())
-        assert 1.6e6 < count < 1.75e6, (name, count)
+        assert 2.1e6 < count < 2.4e6, (name, count)

@@ -45,7 +45,7 @@ class VectorAutoencoderPart(Part):
         some = drawings.sequences(many[:COMPONENTS])
         self.network.begin_with_components(moved(some, cfg.scaled, cfg.shifted, torch.Generator().manual_seed(0)))
         self.drawings = drawings
-        self.argument_weight, self.kl_weight = cfg.argument_weight, cfg.kl_weight
+        self.kind_weight, self.argument_weight, self.kl_weight = cfg.kind_weight, cfg.argument_weight, cfg.kl_weight
         self.scaled, self.shifted = cfg.scaled, cfg.shifted
 
     def forward(self, drawings: DrawingBatch, g: torch.Generator) -> Tensor:
@@ -58,7 +58,8 @@ class VectorAutoencoderPart(Part):
         errors = F.cross_entropy(decoded[..., :KINDS].flatten(0, 1), kinds.flatten(), reduction="none").view_as(kinds)
         counted = ((kinds == END).cumsum(dim=1) <= 1) * (1 - PADDING) + PADDING
         arguments = ((decoded - wanted)[..., KINDS:].abs() * used).sum() / used.sum()
-        return (errors * counted).sum() / counted.sum() + self.argument_weight * arguments + self.kl_weight * kl
+        kind_error = (errors * counted).sum() / counted.sum()
+        return self.kind_weight * kind_error + self.argument_weight * arguments + self.kl_weight * kl
 
     @torch.no_grad()
     def picture(self, held_out: Drawings) -> Image.Image:

@@ -539,7 +539,7 @@ def test_the_embedded_model_s_runs_are_measured_by_the_embedded_networks(tmp_pat
     reference = make_folder(tmp_path / "reference", 3, size=64)
     found = evaluate(run, metric("judge") | metric("clip_score") | metric("frechet", reference=str(reference)), BENCH)
     assert "light bulb" in found["judge"]["about"]["judge"]["concepts"]
-    assert found["clip_score"]["about"]["model"] == "emoji_clip"
+    assert found["clip_score"]["about"]["model"] == "emoji_sixteen_clip"
     assert found["frechet"]["about"]["features"]["name"] == "judge"
 
 

@@ -1,4 +1,4 @@
-"""python -m experiments.gallery: what guidance does on the embedded model, on four sheets for the README."""
+"""python -m experiments.gallery: what guidance does on the embedded model, on five sheets for the README."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +19,17 @@ TWO_COLOURS = [
     "a purple dragon above an orange pear on a white background",
 ]
 FISH, PEAR = (f"a {thing} to the left of a red heart on a white background" for thing in ("blue fish", "green pear"))
+LAYOUT = "fish 0.06 0.3 0.46 0.7; strawberry 0.54 0.3 0.94 0.7"
+TASK_SCALE = 3  # of the models of tasks
 GIVEN = 5  # seed of the picture of a fish that the tasks are given
 Rows = list[list[Image.Image]]
 
 
 def main(cfg: DictConfig) -> None:
     out, seeds = Path(cfg.out), list(range(cfg.n))
-    for draw in (scales, multistage, two_colours, tasks):
+    for draw in (scales, multistage, two_colours, tasks, task_models):
         save_png(draw(out, seeds, list(cfg.settings)), out / f"{draw.__name__}.png")
-    print(f"four sheets: {out}/scales.png, multistage.png, two_colours.png, tasks.png")
+    print(f"five sheets: {out}/scales.png, multistage.png, two_colours.png, tasks.png, task_models.png")
 
 
 def scales(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
@@ -81,6 +83,46 @@ def tasks(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
     rows = [sweep(out / f"tasks_{i}", seeds, *asked, *common)[0] for i, asked in enumerate(runs.values())]
     filler: list[Image.Image | None] = [None] * (len(seeds) - 1)
     return sheet([[given, *filler], *rows], ["given", *runs], labels_of(seeds), title="tasks, on the embedded model")
+
+
+def task_models(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
+    """Draws by the models that were trained for a task each; settings of the model are not theirs."""
+    common = [f"sampler.steps={STEPS}", *(setting for setting in more if not setting.startswith("model"))]
+    told = f"guidance.scale={TASK_SCALE}"
+    boxes = ["model=emoji_boxes", f"prompt='{LAYOUT}'", told]
+    given = sweep(out / "boxes_given", [0], *boxes, *common)[0][0]
+    side = given.width
+    small = given.resize((side // 4, side // 4), Image.Resampling.BOX)
+    mask = Image.new("L", given.size, 0)
+    mask.paste(255, (0, 0, side // 2, side))
+    files = {name: out / f"task_model_{name}.png" for name in ("given", "small", "mask")}
+    for image, file in zip((given, small, mask), files.values(), strict=True):
+        save_png(image, file)
+    inpaint = ["model=emoji_inpaint", "task=inpaint", f"task.image={files['given']}", f"task.mask={files['mask']}"]
+    switched = f"guidance.stages={stages(('dragon', 6), ('fish', STEPS - 6))}"
+    runs = {
+        "told a class: a fox": ["model=emoji_classes", "prompt=fox", told],
+        "a dragon for 6 steps, then a fish": [
+            "model=emoji_classes", "guidance=multistage", f"guidance.inner.scale={TASK_SCALE}", switched,
+        ],
+        "told boxes: a fish, a strawberry": boxes,
+        "the same, segmentation-free": [*boxes, "guidance=segmentation_free", "guidance.candidates=words"],
+        "the given one's left half anew: a pear": [
+            *inpaint, "prompt='a green pear next to a red strawberry'", told,
+        ],
+        "the given one, from 16 px": [
+            "model=emoji_upscale", "task=upscale", f"task.image={files['small']}", "guidance.scale=1",
+        ],
+    }  # fmt: skip
+    rows = [sweep(out / f"task_models_{i}", seeds, *asked, *common)[0] for i, asked in enumerate(runs.values())]
+    filler: list[Image.Image | None] = [None] * (len(seeds) - 2)
+    labels = ["given, and its 16 px", *runs]
+    return sheet(
+        [[given, small.resize(given.size, Image.Resampling.NEAREST), *filler], *rows],
+        labels,
+        labels_of(seeds),
+        title="models of tasks, 20 steps",
+    )
 
 
 def sweep(folder: Path, seeds: list[int], *overrides: str) -> Rows:

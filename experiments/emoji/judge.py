@@ -4,8 +4,10 @@ It is trained on scenes alone and shares no weights with the models that it judg
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,7 @@ from experiments import files
 from experiments.files import UserError, write
 from ldm.layers import GroupNorm
 
+J = TypeVar("J", bound=nn.Module)
 NATURAL = "natural.json"  # beside a judge's weights: concept -> colour word -> its share in objects that have no tint
 WEIGHTS = files.WEIGHTS / files.embedded("judge")
 
@@ -84,21 +87,28 @@ class Judge(nn.Module):
         return JudgeOutput(presence.float(), labels, colours, features.float())
 
 
-def save_judge(judge: Judge, folder: Path) -> None:
-    """Writes config.json and the weights in 16 bits."""
+def save_judge(judge: nn.Module, folder: Path) -> None:
+    """Writes config.json and the weights in 16 bits, of a judge of pictures or of drawings."""
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().contiguous() for name, value in judge.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
-    write(folder / "config.json", json.dumps(asdict(judge.config), indent=1) + "\n")
+    write(folder / "config.json", json.dumps(asdict(cast(Any, judge.config)), indent=1) + "\n")
 
 
 def load_judge(folder: Path = WEIGHTS, device: torch.device | str = "cpu") -> Judge:
     """Returns the judge of a folder that a training wrote. Raises UserError if there is none."""
+    return read_judge(lambda fields: Judge(JudgeConfig(**fields)), folder, device, "small/judge")
+
+
+def read_judge(make: Callable[[dict[str, Any]], J], folder: Path, device: torch.device | str, part: str) -> J:
+    """Returns what `make` makes of the fields of a folder's config, with the folder's weights.
+
+    part  whose training writes such folders
+    """
     if not (folder / "config.json").is_file():
-        raise UserError(f"no judge in {folder}: `python -m experiments.train part=small/judge` makes one")
+        raise UserError(f"no judge in {folder}: `python -m experiments.train part={part}` makes one")
     fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    judge = Judge(JudgeConfig(**fields))
+    judge = make({key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
     judge.load_state_dict(load_file(folder / "model.safetensors"))
     return judge.float().to(device).eval().requires_grad_(False)
 

@@ -11,12 +11,13 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor
 
+from experiments.emoji.judge import save_judge
 from experiments.emoji.world import settings_of
 from experiments.files import UserError
 from experiments.pictures import sheet
 from experiments.training.parts import Part, sample_posterior
 from experiments.vectors.data import DrawingBatch, Drawings
-from experiments.vectors.judge import VectorJudge, VectorJudgeConfig, judged, save_vector_judge
+from experiments.vectors.judge import VectorJudge, VectorJudgeConfig, judged
 from experiments.vectors.measures import reconstruction
 from experiments.vectors.raster import rendered
 from ldm.config import VectorAutoencoderConfig
@@ -108,7 +109,7 @@ class VectorJudgePart(Part):
         return None
 
     def finish(self, held_out: Drawings, out: Path) -> str:
-        save_vector_judge(self.network, out / "model")
+        save_judge(self.network, out / "model")
         logits, _ = judged(self.network, held_out.renders)
         right = (logits.argmax(dim=1) == held_out.labels).float().mean().item()
         return f"of {held_out.count} held-out drawings {right:.2%} named right: {out / 'model'}"

@@ -3,16 +3,14 @@
 It is trained on true renders alone and shares no weights with the models that it judges.
 """
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from experiments.files import UserError, write
+from experiments.emoji.judge import read_judge
 from ldm.layers import GroupNorm
 
 
@@ -55,20 +53,6 @@ def judged(judge: VectorJudge, renders: Tensor, rows: int = 512) -> tuple[Tensor
     return logits, features
 
 
-def save_vector_judge(judge: VectorJudge, folder: Path) -> None:
-    """Writes config.json and the weights in 16 bits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.half().contiguous() for name, value in judge.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
-    write(folder / "config.json", json.dumps(asdict(judge.config), indent=1) + "\n")
-
-
 def load_vector_judge(folder: Path, device: torch.device | str = "cpu") -> VectorJudge:
     """Returns the judge of a folder that a training wrote. Raises UserError if there is none."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"no judge in {folder}: `python -m experiments.train part=vector/judge` makes one")
-    fields = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    judge = VectorJudge(VectorJudgeConfig(**fields))
-    judge.load_state_dict(load_file(folder / "model.safetensors"))
-    return judge.float().to(device).eval().requires_grad_(False)
+    return read_judge(lambda fields: VectorJudge(VectorJudgeConfig(**fields)), folder, device, "vector/judge")

@@ -10,6 +10,7 @@ from folders import BENCH
 from PIL import Image
 from tiny import DRAWN, tiny_model
 
+from experiments.emoji.judge import save_judge
 from experiments.files import UserError
 from experiments.metrics.class_shares import ClassShares
 from experiments.metrics.folders import open_run
@@ -17,7 +18,7 @@ from experiments.pictures import save_png
 from experiments.run.folder import Run
 from experiments.studies import drawings as study
 from experiments.vectors.data import STEP, Drawings
-from experiments.vectors.judge import VectorJudge, VectorJudgeConfig, judged, save_vector_judge
+from experiments.vectors.judge import VectorJudge, VectorJudgeConfig, judged
 from ldm.svg.drawing import BOX
 from ldm.svg.sequences import CLOSE, END, KINDS, LINE, MOVE
 
@@ -38,7 +39,7 @@ def triangles(sizes: list[float]) -> Drawings:
 @pytest.fixture
 def judge(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    save_vector_judge(VectorJudge(VectorJudgeConfig(NAMES, (8, 16))), tmp_path / "judge")
+    save_judge(VectorJudge(VectorJudgeConfig(NAMES, (8, 16))), tmp_path / "judge")
     return tmp_path / "judge"
 
 

@@ -47,6 +47,7 @@ class DrawingStudy:
     source   what was learnt: a file of conf/drawings
     folder   with the packages; cache, of what is prepared of them
     judge    a folder that part=vector/judge wrote; None for none
+    eta      of DDIM: 0 draws no noise on the way, 1 as much as DDPM
     """
 
     latents: ClassVar[str] = "drawings"  # what it studies: models of pictures are refused
@@ -58,9 +59,12 @@ class DrawingStudy:
     per_class: int = 4
     scale: float = 2.0
     steps: int = 50
+    eta: float = 0.0
 
     def __post_init__(self) -> None:
         ClassifierFree(self.scale)
+        if not 0 <= self.eta <= 1:
+            raise UserError(f"eta={self.eta}: must be 0 to 1")
         if min(self.per_class, self.steps) < 1:
             raise UserError(f"per_class={self.per_class} steps={self.steps}: must be whole numbers of at least 1")
 
@@ -108,8 +112,8 @@ class DrawingStudy:
         for i in range(0, len(prompts), rows := 16 * bench.batch_size):
             some = prompts[i : i + rows]
             denoise = guided(predict, ClassifierFree(self.scale), model.conditions(some))
-            x_T = ImageNoise(range(i, i + len(some)), (model.config.latent_channels,), model.device)()
-            *_, (_, x_t, _) = ddim(denoise, x_T, steps.steps(self.steps))
+            noise = ImageNoise(range(i, i + len(some)), (model.config.latent_channels,), model.device)
+            *_, (_, x_t, _) = ddim(denoise, noise(), steps.steps(self.steps), noise, self.eta)
             found.append(x_t)
         return torch.cat(found)
 

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor, nn
 
-from ldm.condition import Condition, Unfit
+from ldm.condition import Condition, Span, Unfit
 from ldm.config import ClassesConfig
 from ldm.layers import Embedding
 
@@ -15,7 +15,7 @@ class ClassTable(nn.Module):
     """A learnt vector for each class and, in the last row, for the null class that classifier-free guidance needs.
 
     forward(ids [B]) -> the Condition of these rows: one token [B, 1, width] for cross-attention (ClassEmbedder of
-    Rombach et al. 2022), or a vector [B, width] added to the time embedding (Peebles & Xie 2023)
+    Rombach et al. 2022), its name for a word, or a vector [B, width] added to the time embedding (Peebles & Xie 2023)
     """
 
     def __init__(self, config: ClassesConfig):
@@ -27,8 +27,11 @@ class ClassTable(nn.Module):
 
     def forward(self, ids: Tensor) -> Condition:
         rows = self.embedding(ids)
-        spans = ((),) * len(ids)  # no words
-        return Condition(vector=rows, spans=spans) if self.as_vector else Condition(rows[:, None], spans=spans)
+        if self.as_vector:
+            return Condition(vector=rows, spans=((),) * len(ids))  # no token, and so no word
+        words = [name.lower() for name in self.names]
+        spans = tuple((Span(words[row], 0, 1),) if row != self.null else () for row in ids.tolist())
+        return Condition(rows[:, None], spans=spans)
 
     def ids(self, names: Sequence[str]) -> Tensor:
         """Returns the rows [B] of classes by their names; "" is the null class. Raises Unfit for an unknown name."""

@@ -26,7 +26,8 @@ class Projection(Wrapper):
     """Another guidance, and for each step how its result lies to classifier-free guidance's direction.
 
     With d = x_0c - x_0u and the guided x_0, of each picture: scale = <x_0 - x_0u, d> / <d, d>, for classifier-free
-    guidance g itself; cosine = that of the angle between x_0 - x_0u and d. Both are the same in eps; nan where d is 0.
+    guidance g itself; cosine = that of the angle between x_0 - x_0u and d, 0 where there is none because the guided
+    x_0 is x_0u. Both are the same in eps; nan where d is 0.
     x_0u is that of the guidance's own pass of the negative prompt, or where it has none that of a pass aside. Of a
     guidance whose eps does not follow from its x_0, such as CFG++, x_0 is the one that makes a step of DDIM end there.
     """
@@ -52,7 +53,8 @@ class Projection(Wrapper):
         reached = guided.x_0 + apart(guided, x_t, step)
         d, direction = ((e - x_0u).flatten(1).double() for e in (x_0["cond"], reached))
         along = (direction * d).sum(dim=1)
-        scale, cosine = along / d.square().sum(dim=1), along / (d.norm(dim=1) * direction.norm(dim=1))
+        scale = along / d.square().sum(dim=1)
+        cosine = torch.where(scale == 0, scale, along / (d.norm(dim=1) * direction.norm(dim=1)))
         self.steps.append({"i": step.i, "t": step.now.t, "scale": scale.cpu(), "cosine": cosine.cpu()})
         return guided
 

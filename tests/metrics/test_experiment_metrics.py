@@ -47,8 +47,8 @@ def projected(guidance: object) -> list[dict]:
 def test_effective_scale_of_classifier_free_guidance_is_its_scale(g: float) -> None:
     for seen in projected(ClassifierFree(g)):
         torch.testing.assert_close(seen["scale"], torch.full((2,), g, dtype=torch.float64), rtol=1e-4, atol=1e-4)
-        if g:
-            torch.testing.assert_close(seen["cosine"], torch.ones(2, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+        cosine = torch.full((2,), float(g > 0), dtype=torch.float64)  # at 0 there is no direction
+        torch.testing.assert_close(seen["cosine"], cosine, rtol=1e-6, atol=1e-6)
 
 
 def test_effective_scale_outside_an_interval_is_1() -> None:

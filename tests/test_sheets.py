@@ -20,7 +20,8 @@ WORLDS = ("emoji_small", "emoji_sixteen")
 
 
 def check(cfg: DictConfig) -> None:
-    assert cfg.model.path in ("elsewhere", *TASKS)
+    assert cfg.dtype == "bfloat16"
+    assert cfg.model.path == (cfg.model.name if cfg.model.name in TASKS else "elsewhere")
     steps = build.stages(build.guidance(cfg.guidance), Schedule().steps(cfg.sampler.steps))
     assert cfg.prompt is not None or sum(stage.steps for stage in steps) == cfg.sampler.steps
     if cfg.task.name == "upscale":
@@ -71,7 +72,7 @@ def test_every_run_of_a_sheet_composes_for_another_model(
     monkeypatch.setattr(gallery, "sample", sampled)
     monkeypatch.setattr(draw, "draw_run", drawn)
     monkeypatch.setattr(build, "loaded", lambda cfg: None)
-    cfg = OmegaConf.create({"out": str(tmp_path), "n": 2, "settings": ["model.path=elsewhere"]})
+    cfg = OmegaConf.create({"out": str(tmp_path), "n": 2, "settings": ["model.path=elsewhere", "dtype=bfloat16"]})
     with initialize_config_dir(str(CONF), version_base="1.3"):
         verb.main(cfg)
     for name in sheets:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ldm.svg.drawing import BOX, Drawing, Point, Segment, Subpath
@@ -84,19 +85,18 @@ def grammatical(sequences: Tensor, stroke: float | None = None) -> Tensor:
     follows = FOLLOWS.to(sequences.device).clone()
     if stroke is not None:
         follows[LINE : CURVE + 1, [END, MOVE]] = True  # a stroked path may stay open
-    last = follows[:, END]  # what the last row may be
     scores = sequences[..., :KINDS].float().log_softmax(dim=-1)
-    best = scores[:, 0].index_fill(1, torch.tensor([k for k in range(KINDS) if k != MOVE]).to(scores.device), -math.inf)
+    best = scores[:, 0].masked_fill(torch.arange(KINDS, device=scores.device) != MOVE, -math.inf)
     before = []  # of each row but the first, the best kind before each kind [B, KINDS]
     for row in scores[:, 1:].unbind(dim=1):
         best, kinds = best[:, :, None].masked_fill(~follows, -math.inf).max(dim=1)
         best = best + row
         before.append(kinds)
-    kind = best.masked_fill(~last, -math.inf).argmax(dim=1)
+    kind = best.masked_fill(~follows[:, END], -math.inf).argmax(dim=1)
     path = [kind]
     for kinds in reversed(before):
         path.append(kind := kinds.gather(1, kind[:, None])[:, 0])
-    one_hot = torch.nn.functional.one_hot(torch.stack(path[::-1], dim=1), KINDS)
+    one_hot = F.one_hot(torch.stack(path[::-1], dim=1), KINDS)
     return torch.cat([one_hot.to(sequences), sequences[..., KINDS:]], dim=-1)
 
 

@@ -75,7 +75,7 @@ def test_upscaling_sees_means_of_pixels_and_their_noise(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["boxes", "inpaint"])
-def test_a_part_begins_with_the_classes_network(trained: Path, tmp_path: Path, name: str) -> None:
+def test_a_part_begins_with_the_classes_network(trained: Path, name: str) -> None:
     """Bit for bit; what only it sees changes nothing yet. Another's layers, or no model, are refused."""
     cfg = recipe(trained, trained / name, name)
     scenes = EmojiScenes(*world_of(trained, cfg), "train")

@@ -82,6 +82,7 @@ class Object(Look):
     box: tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom exclusive
     mask: Tensor  # bool [H, W]
     tokens: tuple[int, int]  # its words' positions in the tokenized caption; the second exclusive
+    words: str  # those words
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,8 @@ class EmojiScenes(Dataset):
         objects = []
         for look, words, box, mask in zip(looks, phrases, boxes, masks, strict=True):
             before, upto = (self.tokenizer.bpe.encode(caption[:end]) for end in words)
-            objects.append(Object(**vars(look), box=box, mask=mask, tokens=(1 + len(before), 1 + len(upto))))
+            tokens, told = (1 + len(before), 1 + len(upto)), caption[slice(*words)]
+            objects.append(Object(**vars(look), box=box, mask=mask, tokens=tokens, words=told))
         return Scene(image, caption, tuple(objects), layout, background)
 
     def collate(self, scenes: Sequence[Scene]) -> "Batch":
@@ -396,9 +398,11 @@ class Batch:
     captions: list[str]
     labels: Tensor  # uint8 [B, H, W]: 1 + the index of the concept at each pixel, 0 where there is none
     colours: Tensor  # uint8 [B, H, W]: 1 + the index of the tint at each pixel, 0 where there is none
+    words: list[dict[int, str]]  # what a caption says of each object, by 1 + the index of its concept
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(self.images.to(device), self.captions, self.labels.to(device), self.colours.to(device))
+        maps = self.labels.to(device), self.colours.to(device)
+        return Batch(self.images.to(device), self.captions, *maps, self.words)
 
     def pixels(self) -> Tensor:
         """Returns the images in [-1, 1], in channels-last memory."""
@@ -414,7 +418,8 @@ def collate(scenes: Sequence[Scene], world: World) -> Batch:
             maps[0, i][thing.mask] = 1 + concepts.index(thing.label)
             maps[1, i][thing.mask] = colours.index(thing.colour)
     images = torch.stack([scene.image for scene in scenes])
-    return Batch(images, [scene.caption for scene in scenes], *maps)
+    words = [{1 + concepts.index(thing.label): thing.words for thing in scene.objects} for scene in scenes]
+    return Batch(images, [scene.caption for scene in scenes], maps[0], maps[1], words)
 
 
 def batch_of(scenes: EmojiScenes, indices: range) -> Batch:

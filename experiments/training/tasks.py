@@ -33,12 +33,15 @@ BESIDE = {"upscale": 4, "classes": 0, "boxes": 0}  # channels beside the latent'
 class InpaintPart(UNetPart):
     """The U-Net with the text encoder, that sees a mask and the latent of the picture hidden by it.
 
-    A mask is the grown box of one of the scene's objects, or, as often as `share_random` says, any box.
+    A mask is the grown box of one of the scene's objects, or, as often as `share_random` says, any box. What is told is
+    the hidden object's own words, as often as `share_own` says, else the whole caption. The text encoder's token table
+    stays CLIP's, so that it need not be written again.
     """
 
     def __init__(self, cfg: DictConfig, scenes: EmojiScenes, autoencoder: Path, clip: Path, begins_with: Path | None):
         super().__init__(cfg, scenes, autoencoder, clip)
-        self.share_random = cfg.share_random
+        self.share_random, self.share_own = cfg.share_random, cfg.share_own
+        self.table.requires_grad_(False)
         if begins_with is not None:
             begin_with(self.unet, begins_with)
 
@@ -46,8 +49,12 @@ class InpaintPart(UNetPart):
         return {"in_channels": 2 * latent + 1, "out_channels": latent}
 
     def told(self, scenes: Batch, dropped: Tensor, g: torch.Generator) -> Condition:
-        masks = masks_of(scenes, self.share_random, g)
-        return Condition(super().told(scenes, dropped, g).tokens, channels=hidden(self.autoencoder, scenes, masks))
+        masks, things = masks_of(scenes, self.share_random, g)
+        own = (torch.rand(len(things), generator=g) < self.share_own).tolist()
+        parts = zip(own, things, scenes.words, scenes.captions, strict=True)
+        captions = [words[thing] if alone and thing else caption for alone, thing, words, caption in parts]
+        text = super().told(replace(scenes, captions=captions), dropped, g).tokens
+        return Condition(text, channels=hidden(self.autoencoder, scenes, masks))
 
     def picture(self, scenes: EmojiScenes) -> Image.Image:
         return drawn(self.model(), self, scenes)
@@ -154,20 +161,25 @@ def layout_of(labels: Tensor, names: list[str]) -> str:
     return write_layout(boxes)
 
 
-def masks_of(scenes: Batch, share_random: float, g: torch.Generator) -> Tensor:
-    """Returns masks [B, 1, H, W], 1 where a picture is to be drawn anew: grown boxes of objects, or any boxes."""
+def masks_of(scenes: Batch, share_random: float, g: torch.Generator) -> tuple[Tensor, list[int]]:
+    """Returns masks [B, 1, H, W], 1 where a picture is to be drawn anew: grown boxes of objects, or any boxes.
+
+    With them, which objects: 1 + the index of each one's concept; 0 for any box.
+    """
     count, size = len(scenes.captions), scenes.labels.shape[-1]
     draws = torch.rand(count, 6, generator=g).tolist()
-    masks = torch.zeros(count, 1, size, size)
+    masks, hidden_things = torch.zeros(count, 1, size, size), []
     for mask, labels, (which, which_object, *corners) in zip(masks, scenes.labels, draws, strict=True):
-        things = objects_of(labels)
+        things, thing = objects_of(labels), 0
         if things and which >= share_random:
-            box = grown(things[int(which_object * len(things))][1], size, round(6 * corners[0]))
+            thing, box = things[int(which_object * len(things))]
+            box = grown(box, size, round(6 * corners[0]))
         else:
             left, right, top, bottom = (int(size * corner) for corner in sorted(corners[:2]) + sorted(corners[2:]))
             box = left, top, max(right, left + size // 8), max(bottom, top + size // 8)
         mask[:, box[1] : box[3], box[0] : box[2]] = 1
-    return masks
+        hidden_things.append(thing)
+    return masks, hidden_things
 
 
 def grown(box: tuple[int, int, int, int], size: int, by: int) -> tuple[int, int, int, int]:

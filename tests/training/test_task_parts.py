@@ -59,10 +59,10 @@ def test_what_is_told_of_a_scene_is_its_truth(folder: Path) -> None:
         if len(truth) == 1:
             assert tasks.class_of(labels, names) in truth
         assert tasks.grown(boxes and next(iter(truth.values())), 16, 99) == (0, 0, 16, 16)
-    masks = tasks.masks_of(batch, 0.0, torch.Generator().manual_seed(0))
+    masks, _ = tasks.masks_of(batch, 0.0, torch.Generator().manual_seed(0))
     for i, mask in enumerate(masks):  # some object lies within it wholly
         assert any(mask[0].bool()[thing.mask].all() for thing in scenes[i].objects)
-    masks = tasks.masks_of(batch, 1.0, torch.Generator().manual_seed(0))
+    masks, _ = tasks.masks_of(batch, 1.0, torch.Generator().manual_seed(0))
     assert (masks.sum(dim=(1, 2, 3)) >= 4).all() and len({int(m.sum()) for m in masks}) > 3
 
 

@@ -13,7 +13,7 @@ from experiments.emoji.world import settings_of
 from experiments.files import UserError
 from experiments.pictures import sheet, to_image
 from experiments.training.parts import SHARD_BYTES, Part, read_checkpoint
-from experiments.training.vector_parts import latents_of, spread
+from experiments.training.vector_parts import latents_of, spread, unit_variance
 from experiments.vectors.data import DrawingBatch, Drawings
 from experiments.vectors.raster import on_paper
 from guidance import ClassifierFree, guided
@@ -34,14 +34,19 @@ MEASURED_TENTHS = (1, 3, 5, 7, 9)  # of all timesteps, at which the error of x_0
 class DiTPart(Part):
     """The transformer and its class table: L_simple (Ho et al. 2020, eq. 14) on a trained autoencoder's mean latents.
 
-    The target is what the schedule's prediction names. A class gives way to the null class by chance, for
-    classifier-free guidance. Where `dit.learn_sigma` says so, the loss is the hybrid of improved DDPM: `vlb_weight`
-    times the variational bound is added, by which the variances learn and the prediction does not.
+    A sample of q would be as wide as the prior in the many numbers that no drawing needs. The target is what the
+    schedule's prediction names. A class gives way to the null class by chance, for classifier-free guidance. Where
+    `dit.learn_sigma` says so, the loss is the hybrid of improved DDPM: `vlb_weight` times the variational bound is
+    added, by which the variances learn and the prediction does not.
     """
+
+    latents: Tensor  # [N, d] of the drawings
 
     def __init__(self, cfg: DictConfig, drawings: Drawings, autoencoder: Path):
         super().__init__()
         self.autoencoder, latents = load_vector_autoencoder(autoencoder, drawings)
+        known = latents_of(self.autoencoder, drawings, torch.arange(drawings.count))
+        self.register_buffer("latents", known, persistent=False)
         dit = DiTConfig(in_channels=latents.latent_width, **settings_of(cfg.dit))
         config = ModelConfig(
             schedule=ScheduleConfig(**settings_of(cfg.schedule)),
@@ -68,9 +73,7 @@ class DiTPart(Part):
         self.class_dropout, self.vlb_weight = cfg.class_dropout, cfg.vlb_weight
 
     def forward(self, drawings: DrawingBatch, g: torch.Generator) -> Tensor:
-        with torch.no_grad():
-            # no sample of q: in the many numbers that no drawing needs it is as wide as the prior
-            x_0 = self.autoencoder.encode(drawings.sequences)[0].float()
+        x_0 = self.latents[drawings.rows]
         dropped = torch.rand(len(x_0), generator=g) < self.class_dropout
         t = self.schedule.draw_t(len(x_0), g).to(x_0.device)
         eps = torch.randn(x_0.shape, generator=g).to(x_0.device)
@@ -133,9 +136,7 @@ def load_vector_autoencoder(path: Path, drawings: Drawings) -> tuple[VectorAutoe
         raise UserError(f"{path}: is of {config.commands} commands, and the drawings have {drawings.kinds.shape[1]}")
     autoencoder = VectorAutoencoder(config)
     autoencoder.load_state_dict(checkpoint["ema"])
-    scaled = VectorAutoencoderConfig(
-        **{**vars(config), "scale": config.scale / latents_of(autoencoder, drawings).std().item()}
-    )
+    scaled = unit_variance(autoencoder, config, drawings)
     out = VectorAutoencoder(scaled)
     out.load_state_dict(checkpoint["ema"])
     return out.eval().requires_grad_(False), scaled

@@ -26,6 +26,7 @@ from ldm.svg.autoencoder import VectorAutoencoder
 from ldm.svg.sequences import END, KINDS, USED, decode_commands
 
 COMPONENTS = 20_000  # drawings, repeated if there are fewer, with whose components the autoencoder begins
+SOME = 4096  # drawings whose latents tell the scale of all
 PADDING = 0.05  # the weight of an END after the first one, in the loss of the kinds
 
 
@@ -74,8 +75,7 @@ class VectorAutoencoderPart(Part):
     def finish(self, held_out: Drawings, out: Path) -> str:
         """Writes the autoencoder with the scale that gives its latents unit variance."""
         found = reconstruction(self.network, held_out)
-        scale = self.config.scale / latents_of(self.network, self.drawings).std().item()
-        measured = VectorAutoencoder(replace(self.config, scale=scale))
+        measured = VectorAutoencoder(unit_variance(self.network, self.config, self.drawings))
         measured.load_state_dict(self.network.state_dict())
         if not (out / "model").exists():
             write_vector_autoencoder(measured, out / "model")
@@ -126,10 +126,17 @@ def moved(sequences: Tensor, scaled: float, shifted: float, g: torch.Generator) 
 
 
 @torch.no_grad()
-def latents_of(autoencoder: VectorAutoencoder, drawings: Drawings, most: int = 4096) -> Tensor:
-    """Returns the latents [N, d] of up to `most` drawings."""
-    sequences = drawings.sequences(spread(drawings.count, most))
-    return torch.cat([autoencoder.encode(some)[0] for some in sequences.split(512)])
+def latents_of(autoencoder: VectorAutoencoder, drawings: Drawings, rows: Tensor) -> Tensor:
+    """Returns the latents [n, d] of some drawings, told by which of the set they are."""
+    return torch.cat([autoencoder.encode(drawings.sequences(some))[0] for some in rows.split(512)])
+
+
+def unit_variance(
+    autoencoder: VectorAutoencoder, config: VectorAutoencoderConfig, drawings: Drawings
+) -> VectorAutoencoderConfig:
+    """Returns an autoencoder's config with the scale that gives its latents unit variance."""
+    latents = latents_of(autoencoder, drawings, spread(drawings.count, SOME))
+    return replace(config, scale=config.scale / latents.std().item())
 
 
 def spread(count: int, most: int) -> Tensor:

@@ -176,9 +176,10 @@ class DrawingBatch:
     sequences: Tensor  # [B, L, COLUMNS]
     classes: Tensor  # int64 [B]
     renders: Tensor  # uint8 [B, SIDE, SIDE]
+    rows: Tensor  # int64 [B]: which of the set they are
 
     def to(self, device: torch.device) -> "DrawingBatch":
-        return DrawingBatch(self.sequences.to(device), self.classes.to(device), self.renders.to(device))
+        return DrawingBatch(*(tensor.to(device) for tensor in vars(self).values()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +210,7 @@ class Drawings(Dataset):
     def collate(self, indices: Sequence[int]) -> DrawingBatch:
         """Returns some drawings as tensors."""
         chosen = torch.as_tensor(indices)
-        return DrawingBatch(self.sequences(chosen), self.labels[chosen], self.renders[chosen])
+        return DrawingBatch(self.sequences(chosen), self.labels[chosen], self.renders[chosen], chosen)
 
     def sequences(self, chosen: Tensor | slice = slice(None)) -> Tensor:
         """Returns sequences [n, L, COLUMNS] of some drawings."""

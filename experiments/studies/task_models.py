@@ -38,8 +38,8 @@ class TaskModel:
 
     upscale  PSNR in dB; that of bicubic enlargement, and the gain over it; whether the judge sees the scene's concepts
              and no others, in either
-    inpaint  whether the object that the caption names is found where it was hidden: the judge sees its concept, and
-             most of its pixels within the mask
+    inpaint  whether the object told by its own words is found where it was hidden: the judge sees its concept, and
+             most of its pixels within the mask; and whether it is if the whole caption is told
     classes  whether the judge sees the class asked for
     boxes    mean over a scene's objects of the intersection over union of the box asked for and that of the pixels in
              which the judge sees its concept; 0 for one that is not seen
@@ -144,13 +144,16 @@ def inpainted(machine: Machine, batch: Batch, seeds: list[int], judge: Judge) ->
         left, top, right, bottom = grown(box, mask.shape[-1], MARGIN)
         mask[:, top:bottom, left:right] = 1
     task = Task("inpaint", images=truth(batch), masks=masks, which=tuple(range(len(seeds))))
-    output = judge(drawn(machine, task, batch.captions, seeds))
-    found = []
-    for b, (k, _) in enumerate(hidden):
-        pixels = (output.labels[b].argmax(dim=0) == k).cpu()
-        inside = (pixels & masks[b, 0].bool()).sum().item()
-        found.append(float(output.presence[b, k - 1].item() > 0 and inside > pixels.sum().item() / 2))
-    return {"found": found}
+    own = [words[k] for words, (k, _) in zip(batch.words, hidden, strict=True)]
+    scores: Scores = {}
+    for name, prompts in (("found", own), ("found by caption", batch.captions)):
+        output = judge(drawn(machine, task, prompts, seeds))
+        scores[name] = []
+        for b, (k, _) in enumerate(hidden):
+            pixels = (output.labels[b].argmax(dim=0) == k).cpu()
+            inside = (pixels & masks[b, 0].bool()).sum().item()
+            scores[name].append(float(output.presence[b, k - 1].item() > 0 and inside > pixels.sum().item() / 2))
+    return scores
 
 
 def of_classes(machine: Machine, batch: Batch, seeds: list[int], judge: Judge) -> Scores:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,11 +91,16 @@ def fill(
     where: str,
     device: torch.device,
 ) -> None:
-    """Gives networks on the meta device their parameters, in one copy, each network in its dtype.
+    """Gives networks on the meta device those parameters that have a source, in one copy, each network in its dtype.
 
     Raises ValueError listing what is missing, left over (unless `extra`) or of the wrong shape.
     """
-    wanted = {sources[name]: meta for network, sources, _ in parts for name, meta in network.state_dict().items()}
+    wanted = {
+        sources[name]: meta
+        for network, sources, _ in parts
+        for name, meta in network.state_dict().items()
+        if name in sources
+    }
     dtypes = {source: dtype for _, sources, dtype in parts for source in sources.values()}
     compare(wanted, [item for path in files for item in tensors_in(path).items()], extra, where)
     by_key: dict[str, list[Source]] = {}
@@ -116,7 +121,8 @@ def fill(
             if mapped and touched > CHUNK:
                 tensors, touched = tensors_in(path), 0
     for network, sources, _ in parts:
-        network.load_state_dict({name: values[source] for name, source in sources.items()}, assign=True)
+        found = {name: values[source] for name, source in sources.items()}
+        network.load_state_dict(found, assign=True, strict=False)
 
 
 def compare(
@@ -205,25 +211,64 @@ def read_folder(folder: Path, prediction: str | None, dtype: torch.dtype, device
     elsewhere = shared_weights(index, folder)
     try:
         files = {part: files_of(part, elsewhere.get(part, folder / part)) for part in parts}
+        own = {part: files_of(part, folder / part) for part in elsewhere if any(folder.glob(f"{part}/*.safetensors"))}
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
 
     model = on_meta(config)
-    keys = {part: [key for path in files[part] for key in tensors_in(path)] for part in parts if part != "unet"}
-    old_vae = any(key.endswith(".query.weight") for key in keys.get("vae", []))
-    bare = [part for part, found in keys.items() if not any(key.startswith(names.TEXT_PREFIX) for key in found)]
-    of_clip = [part for part, found in keys.items() if names.CLIP_POSITIONS in found]
-    sources = names.in_folder(model, bare, old_vae, of_clip)
-    for part, network in names.parts(model).items():
-        placed = (network, sources[part], dtype_of(part, config, dtype))
-        extra = names.is_beside_text if part in of_clip else names.is_constant
-        fill([placed], files[part], extra, f"{folder}/{part}", device)
+    for part in names.parts(model):
+        where, as_asked = f"{folder}/{part}", dtype_of(part, config, dtype)
+        kept = fill_part(model, part, own[part], where, as_asked, device, some=True) if part in own else set()
+        fill_part(model, part, files[part], where, as_asked, device, but=kept)
     return model
+
+
+def fill_part(
+    model: LatentDiffusion,
+    part: str,
+    files: list[Path],
+    where: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    some: bool = False,
+    but: Collection[str] = (),
+) -> set[str]:
+    """Gives a part of a model on the meta device its parameters from files of a diffusers folder, or of a CLIP.
+
+    some  the files may have some of them alone
+    but   names of those that it has already
+
+    Returns the names of those that it gave. Raises ValueError as `fill`.
+    """
+    keys = {key for path in files for key in tensors_in(path)}
+    of_clip = names.CLIP_POSITIONS in keys
+    bare = [] if any(key.startswith(names.TEXT_PREFIX) for key in keys) else [part]
+    old_vae = any(key.endswith(".query.weight") for key in keys)
+    places = names.in_folder(model, bare, old_vae, [part] if of_clip else [])[part]
+    sources = {name: at for name, at in places.items() if name not in but and (at.key in keys or not some)}
+    had = {places[name].key for name in but}
+
+    def extra(key: str) -> bool:
+        return key in had or (names.is_beside_text if of_clip else names.is_constant)(key)
+
+    fill([(names.parts(model)[part], sources, dtype)], files, extra, where, device)
+    return set(sources)
+
+
+def values_in(model: LatentDiffusion, part: str, folder: Path) -> dict[str, Tensor]:
+    """Returns the parameters that a folder of weights has for a part of a model, by their names in it, in float32.
+
+    Raises ValueError for a folder without them.
+    """
+    other = on_meta(model.config)
+    fill_part(other, part, files_of(part, folder), str(folder), torch.float32, torch.device("cpu"))
+    return dict(names.parts(other)[part].state_dict())
 
 
 def shared_weights(index: dict[str, Any], folder: Path) -> dict[str, Path]:
     """Returns the folders of weights that lie outside of a model's own, by part: those that its index names.
 
+    What the model's own folder of that part has is taken from there all the same.
     Raises ValueError for a name that is none, or no folder there.
     """
     shared = index.get(config_files.SHARED, {})

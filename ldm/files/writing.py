@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ldm.files import config_files, names
+from ldm.files.reading import values_in
 from ldm.model import LatentDiffusion
 from ldm.text import open_clip_tokenizer
 
@@ -50,8 +51,8 @@ def write_folder(
 
     dtype None keeps the model's; max_shard_bytes None makes one file per network, else shards no larger than it
     (but for tensors that are) with their index. `shared` names the folders, seen from `path`, where the weights of
-    some parts lie already: these are not written, and the folder's index says where they are. diffusers cannot read
-    such a folder.
+    some parts lie already: of these only tensors that differ are written, and the folder's index says where the others
+    are. diffusers cannot read such a folder.
     """
     config = model.config
     with atomically(path) as temporary:
@@ -67,11 +68,18 @@ def write_folder(
                         write_text(temporary / folder / name, content)
         sources = names.in_folder(model)
         for part, network in names.parts(model).items():
-            if part in (shared or {}):
-                continue
             state = network.state_dict()
+            if shared and part in shared:
+                there = values_in(model, part, (path / shared[part]).resolve())
+                state = {name: value for name, value in state.items() if not same(value, there[name], dtype)}
             tensors = {sources[part][name].key: value.to(dtype or value.dtype) for name, value in state.items()}
-            write_shards(tensors, temporary / part, names.STEMS[part], max_shard_bytes)
+            if tensors:
+                write_shards(tensors, temporary / part, names.STEMS[part], max_shard_bytes)
+
+
+def same(one: Tensor, other: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether two tensors are equal, once they are written in a dtype."""
+    return torch.equal(*(tensor.to("cpu", dtype or one.dtype) for tensor in (one, other)))
 
 
 def write_text(path: Path, content: str) -> None:

@@ -100,7 +100,7 @@ def test_an_objects_tokens_are_its_words_in_the_caption(atlas):
             assert article in ("a", "an")
             allowed = [thing.size, thing.colour, thing.style, *thing.label.split()]
             assert rest == [word for word in allowed if word in rest]
-            assert " ".join(rest).endswith(thing.label)
+            assert " ".join(rest).endswith(thing.label) and thing.words == " ".join(words)
             looks.add((thing.size in rest, thing.style in rest, thing.colour in rest))
     assert len(looks) == 8, "each of size, style and colour is told at times, and at times not"
 

@@ -129,6 +129,18 @@ def test_weights_that_lie_in_other_folders_are_not_written_again(tmp_path: Path)
     loaded = load_model(tmp_path / "part")
     assert loaded.config == model.config and same_weights(loaded, model)
 
+    with torch.no_grad():  # one that learnt on: what differs is written, and is what is read
+        model.text_encoder.final_layer_norm.weight += 1
+        next(iter(model.autoencoder.parameters())).mul_(2)
+    write_folder(model, tmp_path / "more", shared={"vae": "../whole/vae", "text_encoder": "../clip"})
+    own = safetensors.torch.load_file(tmp_path / "more" / "text_encoder" / "model.safetensors")
+    assert [*own] == ["text_model.final_layer_norm.weight"]
+    assert same_weights(load_model(tmp_path / "more"), model)
+    own["text_model.nothing.weight"] = torch.ones(1)
+    safetensors.torch.save_file(own, tmp_path / "more" / "text_encoder" / "model.safetensors")
+    with pytest.raises(ValueError, match="1 left over .text_model.nothing.weight"):
+        load_model(tmp_path / "more")
+
     index = tmp_path / "part" / "model_index.json"
     told = json.loads(index.read_text())
     for wrong, message in [

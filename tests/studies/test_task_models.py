@@ -37,7 +37,8 @@ def batch() -> Batch:
     for b, (left, right) in enumerate([(1, 2), (3, 1), (2, 4)]):
         labels[b, 2:7, 1:6], labels[b, 8:15, 9:14] = left, right
     images = torch.randint(256, (3, 3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return Batch(images, ["x", "y", "z"], labels, torch.zeros_like(labels))
+    words = [{1: "one", 2: "two"}, {3: "three", 1: "uno"}, {2: "due", 4: "four"}]
+    return Batch(images, ["x", "y", "z"], labels, torch.zeros_like(labels), words)
 
 
 def test_scores_are_one_for_the_truth_and_low_for_its_opposite(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +58,11 @@ def test_scores_are_one_for_the_truth_and_low_for_its_opposite(batch: Batch, mon
     assert task_models.of_classes(machine, batch, seeds, right) == {"found": [1, 1, 1]}
     assert asked[-1] == ["fish", "dragon", "light bulb"]  # the larger ones
     assert task_models.of_classes(machine, batch, seeds, wrong) != {"found": [1, 1, 1]}
-    assert task_models.inpainted(machine, batch, seeds, right) == {"found": [1, 1, 1]}
-    assert task_models.inpainted(machine, batch, seeds, Knowing(batch.labels.flip(-1))) == {"found": [0, 0, 0]}
+    found = task_models.inpainted(machine, batch, seeds, right)
+    assert found == {"found": [1, 1, 1], "found by caption": [1, 1, 1]}
+    assert asked[-2:] == [["one", "three", "due"], ["x", "y", "z"]]
+    found = task_models.inpainted(machine, batch, seeds, Knowing(batch.labels.flip(-1)))
+    assert found == {"found": [0, 0, 0], "found by caption": [0, 0, 0]}
     scores = task_models.upscaled(machine, batch, seeds, right)
     assert scores["labels"] == scores["bicubic labels"] == [1, 1, 1]
     assert min(scores["psnr"]) > 100 > 30 > max(scores["bicubic psnr"])

@@ -59,10 +59,12 @@ def test_what_is_told_of_a_scene_is_its_truth(folder: Path) -> None:
         if len(truth) == 1:
             assert tasks.class_of(labels, names) in truth
         assert tasks.grown(boxes and next(iter(truth.values())), 16, 99) == (0, 0, 16, 16)
-    masks, _ = tasks.masks_of(batch, 0.0, torch.Generator().manual_seed(0))
-    for i, mask in enumerate(masks):  # some object lies within it wholly
-        assert any(mask[0].bool()[thing.mask].all() for thing in scenes[i].objects)
-    masks, _ = tasks.masks_of(batch, 1.0, torch.Generator().manual_seed(0))
+    masks, things = tasks.masks_of(batch, 0.0, torch.Generator().manual_seed(0))
+    for i, (mask, k) in enumerate(zip(masks, things, strict=True)):  # that object lies within it wholly
+        (thing,) = (thing for thing in scenes[i].objects if thing.label == names[k - 1])
+        assert mask[0].bool()[thing.mask].all() and batch.words[i][k] == thing.words
+    masks, things = tasks.masks_of(batch, 1.0, torch.Generator().manual_seed(0))
+    assert things == [0] * 12
     assert (masks.sum(dim=(1, 2, 3)) >= 4).all() and len({int(m.sum()) for m in masks}) > 3
 
 
@@ -72,6 +74,23 @@ def test_upscaling_sees_means_of_pixels_and_their_noise(folder: Path) -> None:
     assert torch.allclose(seen[0, 0, 0, 0], batch.pixels()[0, 0, :4, :4].mean(), atol=1e-6)
     assert seen[:, 3].flatten(1).unique(dim=1).flatten().tolist() == pytest.approx([0, 0, 0.8])
     assert (seen[2, :3] - batch.pixels()[2].unfold(1, 4, 4).unfold(2, 4, 4).mean(dim=(3, 4))).std() > 0.4
+
+
+@pytest.mark.parametrize(("share", "whole"), [(0.0, 12), (1.0, 0)])
+def test_inpainting_is_told_the_hidden_objects_own_words(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, share: float, whole: int
+) -> None:
+    cfg = recipe(trained, trained / "inpaint", "inpaint", f"part.share_own={share}", "part.share_random=0")
+    scenes = EmojiScenes(*world_of(trained, cfg), "train")
+    part, batch, told = build_part(cfg, scenes), batch_of(scenes, range(12)), list[str]()
+    tell = part.tokenizer
+    monkeypatch.setattr(part, "tokenizer", lambda captions: told.extend(captions) or tell(captions))
+    condition = part.told(batch, torch.zeros(12, dtype=torch.bool), torch.Generator().manual_seed(0))
+    things = tasks.masks_of(batch, 0.0, torch.Generator().manual_seed(0))[1]
+    assert condition.channels is not None and condition.tokens is not None and 0 not in things
+    assert told == (batch.captions if whole else [words[k] for words, k in zip(batch.words, things, strict=True)])
+    moving = [name for name, value in part.text_encoder.named_parameters() if value.requires_grad]
+    assert moving and "token_embedding.weight" not in moving
 
 
 @pytest.mark.parametrize("name", ["boxes", "inpaint"])

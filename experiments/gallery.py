@@ -1,4 +1,4 @@
-"""python -m experiments.gallery: what guidance does on the embedded model, on five sheets for the README."""
+"""python -m experiments.gallery: what guidance does on the embedded model, on six sheets for the README."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ TWO_COLOURS = [
     "a purple dragon above an orange pear on a white background",
 ]
 FISH, PEAR = (f"a {thing} to the left of a red heart on a white background" for thing in ("blue fish", "green pear"))
+LETTERS = [("A", "B"), ("O", "X"), ("E", "F"), ("S", "Z")]
 LAYOUT = "fish 0.06 0.3 0.46 0.7; strawberry 0.54 0.3 0.94 0.7"
 TASK_SCALE = 3  # of the models of tasks
 GIVEN = 5  # seed of the picture of a fish that the tasks are given
@@ -27,10 +28,10 @@ Rows = list[list[Image.Image]]
 
 def main(cfg: DictConfig) -> None:
     out, seeds = Path(cfg.out), list(range(cfg.n))
-    sheets = (scales, multistage, two_colours, tasks, task_models)
+    sheets = (scales, multistage, two_colours, tasks, task_models, letters)
     for draw in sheets:
         save_png(draw(out, seeds, list(cfg.settings)), out / f"{draw.__name__}.png")
-    print(f"five sheets in {out}: {', '.join(draw.__name__ for draw in sheets)}")
+    print(f"six sheets in {out}: {', '.join(draw.__name__ for draw in sheets)}")
 
 
 def scales(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
@@ -41,12 +42,22 @@ def scales(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
 
 def multistage(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
     """Draws two seeds of each pair, from all steps for the second to all for the first."""
-    compositions = [stages((one, n), (other, STEPS - n)) for one, other in PAIRS for n in FIRST]
-    settings = [f"guidance.stages={joined(compositions)}", f"guidance.inner.scale={SCALE}", f"sampler.steps={STEPS}"]
-    drawn = sweep(out / "multistage", seeds[:2], "guidance=multistage", *settings, *more)
+    return switches(out / "multistage", PAIRS, seeds[:2], [f"guidance.inner.scale={SCALE}", *more])
+
+
+def letters(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
+    """Draws letters that begin as one and end as another, by the model of vector drawings."""
+    told = ["model=glyphs", "guidance.inner.scale=2", "sampler.eta=1"]
+    return switches(out / "letters", LETTERS, seeds[:2], [*told, *of_any_model(more)])
+
+
+def switches(folder: Path, pairs: list[tuple[str, str]], seeds: list[int], settings: list[str]) -> Image.Image:
+    compositions = [stages((one, n), (other, STEPS - n)) for one, other in pairs for n in FIRST]
+    asked = ["guidance=multistage", f"guidance.stages={joined(compositions)}", f"sampler.steps={STEPS}", *settings]
+    drawn = sweep(folder, seeds, *asked)
     by_pair = [drawn[p : p + len(FIRST)] for p in range(0, len(drawn), len(FIRST))]
-    rows = [[of_steps[s] for of_steps in pair] for pair in by_pair for s in range(len(seeds[:2]))]
-    labels = [f"{one}, then {other}, seed {seed}" for one, other in PAIRS for seed in seeds[:2]]
+    rows = [[of_steps[s] for of_steps in pair] for pair in by_pair for s in range(len(seeds))]
+    labels = [f"{one}, then {other}, seed {seed}" for one, other in pairs for seed in seeds]
     title = f"multistage guidance, from 0 > {STEPS} to {STEPS} > 0"
     return sheet(rows, labels, [f"{n}, then {STEPS - n} steps" for n in FIRST], title=title)
 
@@ -88,14 +99,20 @@ def tasks(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
 
 def task_models(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
     """Draws by the models that were trained for a task each; settings of the model are not theirs."""
-    common = [f"sampler.steps={STEPS}", *(setting for setting in more if not setting.startswith("model"))]
+    common = [f"sampler.steps={STEPS}", *of_any_model(more)]
     told = f"guidance.scale={TASK_SCALE}"
     boxes = ["model=emoji_boxes", f"prompt='{LAYOUT}'", told]
     given = sweep(out / "boxes_given", [0], *boxes, *common)[0][0]
     side = given.width
     small = given.resize((side // 4, side // 4), Image.Resampling.BOX)
-    save_png(small, out / "task_model_small.png")
+    mask = Image.new("L", given.size, 0)
+    mask.paste(255, (0, 0, side // 2, side))
+    files = {name: out / f"task_model_{name}.png" for name in ("given", "small", "mask")}
+    for image, file in zip((given, small, mask), files.values(), strict=True):
+        save_png(image, file)
+    inpaint = ["model=emoji_inpaint", "task=inpaint", f"task.image={files['given']}", f"task.mask={files['mask']}"]
     switched = f"guidance.stages={stages(('dragon', 6), ('fish', STEPS - 6))}"
+    half_switched = f"guidance.stages={stages(('a blue fish', 6), ('a green pear', STEPS - 6))}"
     runs = {
         "told a class: a fox": ["model=emoji_classes", "prompt=fox", told],
         "a dragon for 6 steps, then a fish": [
@@ -103,8 +120,12 @@ def task_models(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
         ],
         "told boxes: a fish, a strawberry": boxes,
         "the same, segmentation-free": [*boxes, "guidance=segmentation_free", "guidance.candidates=words"],
+        "the given one's left half anew: a pear": [*inpaint, "prompt='a green pear'", told],
+        "a fish for 6 steps, then a pear": [
+            *inpaint, "guidance=multistage", f"guidance.inner.scale={TASK_SCALE}", half_switched,
+        ],
         "the given one, from 16 px": [
-            "model=emoji_upscale", "task=upscale", f"task.image={out / 'task_model_small.png'}", "guidance.scale=1",
+            "model=emoji_upscale", "task=upscale", f"task.image={files['small']}", "guidance.scale=1",
         ],
     }  # fmt: skip
     rows = [sweep(out / f"task_models_{i}", seeds, *asked, *common)[0] for i, asked in enumerate(runs.values())]
@@ -116,6 +137,11 @@ def task_models(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
         labels_of(seeds),
         title="models of tasks, 20 steps",
     )
+
+
+def of_any_model(settings: list[str]) -> list[str]:
+    """Returns the settings that are not the embedded model's own."""
+    return [setting for setting in settings if not setting.startswith("model")]
 
 
 def sweep(folder: Path, seeds: list[int], *overrides: str) -> Rows:

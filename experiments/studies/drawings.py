@@ -18,7 +18,7 @@ from experiments.vectors.data import Drawings, Source, load_drawings
 from experiments.vectors.judge import VectorJudge, judged, load_vector_judge
 from experiments.vectors.measures import coverage, frechet_ratio, judge_features, nearest, reconstruction, share_valid
 from experiments.vectors.raster import on_paper, renders
-from guidance import ClassifierFree, guided
+from guidance import ClassifierFree, Interval, guided
 from ldm import LatentDiffusion
 from ldm.svg.autoencoder import VectorAutoencoder
 from ldm.svg.drawing import BOX, Drawing
@@ -48,6 +48,7 @@ class DrawingStudy:
     folder   with the packages; cache, of what is prepared of them
     judge    a folder that part=vector/judge wrote; None for none
     eta      of DDIM: 0 draws no noise on the way, 1 as much as DDPM
+    interval of the steps, in which guidance acts (Kynkaanniemi et al. 2024): its start and stop, fractions of them
     """
 
     latents: ClassVar[str] = "drawings"  # what it studies: models of pictures are refused
@@ -60,13 +61,18 @@ class DrawingStudy:
     scale: float = 2.0
     steps: int = 50
     eta: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        ClassifierFree(self.scale)
+        self.guidance()
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta={self.eta}: must be 0 to 1")
         if min(self.per_class, self.steps) < 1:
             raise UserError(f"per_class={self.per_class} steps={self.steps}: must be whole numbers of at least 1")
+
+    def guidance(self) -> Interval:
+        start, stop = self.interval
+        return Interval(ClassifierFree(self.scale), start, stop)
 
     @torch.no_grad()
     def measure(self, model: LatentDiffusion, bench: Bench, folder: Path) -> Result:
@@ -111,7 +117,7 @@ class DrawingStudy:
         found = []
         for i in range(0, len(prompts), rows := 16 * bench.batch_size):
             some = prompts[i : i + rows]
-            denoise = guided(predict, ClassifierFree(self.scale), model.conditions(some))
+            denoise = guided(predict, self.guidance(), model.conditions(some))
             noise = ImageNoise(range(i, i + len(some)), (model.config.latent_channels,), model.device)
             *_, (_, x_t, _) = ddim(denoise, noise(), steps.steps(self.steps), noise, self.eta)
             found.append(x_t)

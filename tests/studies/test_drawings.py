@@ -88,6 +88,11 @@ def test_drawn_from_seeds() -> None:
     parts = asked.draw(model, list(NAMES), replace(BENCH, batch_size=1))
     torch.testing.assert_close(whole, parts)
     assert whole.shape == (5, 12)
+    never, unguided = replace(asked, interval=(0.0, 0.0)), replace(asked, scale=1.0)
+    torch.testing.assert_close(never.draw(model, list(NAMES), BENCH), unguided.draw(model, list(NAMES), BENCH))
+    assert not torch.allclose(whole, unguided.draw(model, list(NAMES), BENCH))
+    with pytest.raises(ValueError, match="start=0.8, stop=0.2"):
+        replace(asked, interval=(0.8, 0.2))
 
 
 def test_class_shares(judge: Path, tmp_path: Path) -> None:

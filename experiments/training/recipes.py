@@ -29,13 +29,14 @@ def data_group(cfg: DictConfig) -> str:
 
 
 def load_examples(cfg: DictConfig) -> tuple[Examples, Examples]:
-    """Returns what a part learns from, and what is held out.
+    """Returns what a part learns from, and what is held out: where no drawings are, those that it learns from.
 
     Raises UserError for packages that are missing or damaged.
     """
     if data_group(cfg) == "drawings":
         source = Source(**settings_of(cfg.drawings))
-        return load_drawings(source, Path(cfg.icons), Path(cfg.cache), max(cfg.workers, 1), cfg.seed)
+        learnt, apart = load_drawings(source, Path(cfg.icons), Path(cfg.cache), max(cfg.workers, 1), cfg.seed)
+        return learnt, apart if apart.count else learnt
     world = World(**settings_of(cfg.world))
     atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
     layouts = tuple(cfg.part.get("layouts") or LAYOUTS)

@@ -62,6 +62,16 @@ def test_a_run_stopped_and_resumed_equals_an_undisturbed_one_bit_for_bit(
         assert all(torch.equal(value, parts[key][name]) for name, value in whole[key].items())
 
 
+@pytest.mark.parametrize("part", TINY)
+def test_drawings_of_which_none_are_held_out(
+    packages: Path, tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is measured at the end is measured on those that were learnt."""
+    monkeypatch.setattr(recipes, "Source", lambda **settings: replace(LETTERS, share_held_out=0.0))
+    loop.train(config(packages, part, tmp_path, "picture_every=6"))
+    assert (tmp_path / "model" / "config.json").exists()
+
+
 def test_the_autoencoder_learns_and_its_written_latents_have_unit_variance(packages: Path, tmp_path: Path) -> None:
     settings = [
         "part.steps=150",

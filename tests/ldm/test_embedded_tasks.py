@@ -34,10 +34,13 @@ def judged(images: Tensor) -> tuple[JudgeOutput, list[str]]:
     return judge(images), list(judge.config.concepts)
 
 
-@pytest.mark.parametrize("name", ["emoji_classes", "emoji_boxes", "emoji_upscale"])
-def test_a_folder_is_small_and_shares_what_its_card_names(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "most"), [("emoji_classes", 5e6), ("emoji_boxes", 5e6), ("emoji_upscale", 5e6), ("emoji_inpaint", 5.4e6)]
+)
+def test_a_folder_is_small_and_shares_what_its_card_names(name: str, most: float) -> None:
+    """That of inpainting has the layers of a text encoder, too."""
     folder = EMBEDDED[name]
-    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 5e6
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < most
     shared = json.loads((folder / "model_index.json").read_text())["shared_weights"]
     (autoencoder,) = (folder / shared["vae"]).glob("*.safetensors")
     assert hashlib.sha256(autoencoder.read_bytes()).hexdigest() in (folder / "README.md").read_text()
@@ -75,3 +78,24 @@ def test_a_small_picture_is_enlarged_better_than_by_bicubic(cli: Callable[..., O
     large = drawn(cli, tmp_path / "large", "upscale", *asked)
     bicubic = F.interpolate(small, given.shape[-2:], mode="bicubic")
     assert (large - given).square().mean() < (bicubic - given).square().mean()
+
+
+def test_a_hidden_half_shows_what_is_asked_for(cli: Callable[..., Outcome], tmp_path: Path) -> None:
+    """The given picture is of two boxes; what is not hidden stays byte for byte."""
+    asked = ["prompt='fish 0.06 0.3 0.46 0.7; strawberry 0.54 0.3 0.94 0.7'", "seeds=[0]", "guidance.scale=3"]
+    given = drawn(cli, tmp_path / "given", "boxes", *asked)
+    (image,) = (tmp_path / "given" / "images").iterdir()
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 32, 64))
+    mask.save(tmp_path / "mask.png")
+    task = ["task=inpaint", f"task.image={image}", f"task.mask={tmp_path / 'mask.png'}", "guidance.scale=3"]
+    names = ["pear", "cat", "heart", "fox"]
+    images = []
+    for name in names:
+        told = [f"prompt='a {name}'", "seeds=[0,1,2,3]"]
+        images.append(drawn(cli, tmp_path / name, "inpaint", *task, *told))
+    for some in images:
+        assert torch.equal(some[..., 32:], given[..., 32:].expand(4, -1, -1, -1))
+    output, concepts = judged(torch.cat(images))
+    asked_for = torch.tensor([concepts.index(name) for name in names]).repeat_interleave(4)
+    assert (output.presence[range(16), asked_for] > 0).float().mean() >= 0.8

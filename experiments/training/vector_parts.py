@@ -112,7 +112,7 @@ class VectorJudgePart(Part):
         save_judge(self.network, out / "model")
         logits, _ = judged(self.network, held_out.renders)
         right = (logits.argmax(dim=1) == held_out.labels).float().mean().item()
-        return f"of {held_out.count} held-out drawings {right:.2%} named right: {out / 'model'}"
+        return f"of {held_out.count} drawings (held out, if any are) {right:.2%} named right: {out / 'model'}"
 
 
 def moved(sequences: Tensor, scaled: float, shifted: float, g: torch.Generator) -> Tensor:

@@ -24,10 +24,11 @@ SNAP = 0.005  # units of the box: a path that ends so near its start is back at 
 NAMESPACE = "http://www.w3.org/2000/svg"
 SILENT = ("title", "desc", "metadata")  # elements that draw nothing, whatever is in them
 REFUSED = ("clip-path", "mask", "filter", "stroke-dasharray", "preserveAspectRatio")  # attributes, unless "none" or ""
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-NUMBERS = re.compile(rf"[\s,]*(?:{NUMBER}[\s,]*)*")
+# atomic and possessive: a number is read in one way, or long rows of digits take for ever to be refused
+NUMBER = r"(?>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+NUMBERS = re.compile(rf"[\s,]*+(?:{NUMBER}[\s,]*+)*+")
 PATH_DATA = re.compile(r"\s*[Mm][MmLlHhVvCcSsQqTtAaZz\d\s,.eE+-]*")
-TRANSFORM = re.compile(rf"\s*(?:(?:matrix|translate|scale|rotate|skewX|skewY)\s*\({NUMBERS.pattern}\)[\s,]*)*")
+TRANSFORM = re.compile(rf"\s*+(?:(?:matrix|translate|scale|rotate|skewX|skewY)\s*+\({NUMBERS.pattern}\)[\s,]*+)*+")
 
 
 @dataclass(frozen=True)

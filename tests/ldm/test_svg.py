@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -261,6 +262,15 @@ def test_a_drawing_that_is_too_long_is_refused() -> None:
 def test_a_text_is_refused_in_a_line(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("(", r"\(")):
         parse(text)
+
+
+@pytest.mark.parametrize("row", ["9" * 3000 + "x", "1.1" * 1000 + "x", "1e1 " * 1000 + "x", "-1" * 1000 + "x"])
+def test_a_long_row_of_damaged_numbers_is_refused_at_once(row: str) -> None:
+    start = time.process_time()
+    for attributes in (f'viewBox="{row}"', f'viewBox="0 0 24 24" transform="translate({row})"'):
+        with pytest.raises(ValueError):
+            parse(f'<svg xmlns="http://www.w3.org/2000/svg" {attributes}><path d="M1 1h2v2z"/></svg>')
+    assert time.process_time() - start < 1
 
 
 def test_a_few_hundred_damaged_texts() -> None:

@@ -25,6 +25,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
     """cli("sample", "prompt=x", ...): a verb in this process, as `python -m experiments.sample` would run it."""
     import experiments.run.cli
+    from experiments.sweeps import progress
 
     def run(verb: str, *overrides: str) -> Outcome:
         main = importlib.import_module(f"experiments.{verb}").main
@@ -36,6 +37,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
             experiments.run.cli.run(main, verb)
         except SystemExit as stop:
             status = stop.code
+        progress.close()  # a sweep's bar, which ends with its process
         captured = capsys.readouterr()
         return Outcome(status, captured.out, captured.err)
 

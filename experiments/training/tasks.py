@@ -84,10 +84,7 @@ class TaskPart(UNetPart):
         self.unet, encoder = UNet(self.config.unet), encoder_of(self.config)
         initialise(self.unet)
         if begins_with is not None:
-            known = begin_with(self.unet, begins_with)
-            alike = (known.config.classes, known.config.boxes) == (self.config.classes, self.config.boxes)
-            if alike and encoder is not None and known.text_encoder is not None:
-                encoder.load_state_dict(known.text_encoder.state_dict())
+            begin_with(self.unet, begins_with)
         self.encoder = encoder
         self.network = nn.ModuleDict({"unet": self.unet} | ({} if encoder is None else {"told": encoder}))
         self.schedule = Schedule.of(self.config.schedule)
@@ -115,23 +112,21 @@ def scenes_labels(config: ModelConfig) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def begin_with(unet: UNet, folder: Path) -> LatentDiffusion:
-    """Gives a U-Net the weights of a trained model's that has the same layers. Returns that model.
+def begin_with(unet: UNet, folder: Path) -> None:
+    """Gives a U-Net the weights of a trained model's that has the same layers.
 
     Channels of its input that the other does not have begin as if they were not there. Raises UserError if there is no
     such model, or if it has other layers.
     """
     if not folder.is_dir():
         raise UserError(f"begins_with: no model in {folder}: train that part first, or set part.begins_with=null")
-    model = load_model(folder)
-    weights = model.unet.state_dict()
+    weights = load_model(folder).unet.state_dict()
     mine, known = unet.state_dict(), weights["conv_in.weight"]
     beside = mine["conv_in.weight"].shape[1] - known.shape[1]
     weights["conv_in.weight"] = torch.cat([known, known.new_zeros(len(known), max(beside, 0), 3, 3)], dim=1)
     if {name: value.shape for name, value in weights.items()} != {name: value.shape for name, value in mine.items()}:
         raise UserError(f"begins_with={folder}: its U-Net has other layers than this part's")
     unet.load_state_dict(weights)
-    return model
 
 
 # --- of scenes --------------------------------------------------------------------------------------------------------

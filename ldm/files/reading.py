@@ -268,8 +268,8 @@ def values_in(model: LatentDiffusion, part: str, folder: Path) -> dict[str, Tens
 def shared_weights(index: dict[str, Any], folder: Path) -> dict[str, Path]:
     """Returns the folders of weights that lie outside of a model's own, by part: those that its index names.
 
-    What the model's own folder of that part has is taken from there all the same.
-    Raises ValueError for a name that is none, or no folder there.
+    What the model's own folder of that part has is taken from there all the same. Raises ValueError for a name that is
+    none, or no folder there.
     """
     shared = index.get(config_files.SHARED, {})
     if not isinstance(shared, dict):

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -75,7 +75,7 @@ def step_of(cfg: DictConfig, loss_of: nn.Module, state: "State", batches: Iterat
         dist.all_reduce(loss)
     settings = state.optimizer.param_groups[0]
     nn.utils.clip_grad_norm_(settings["params"], CLIPPED_NORM)
-    settings["lr"] = learning_rate(state.step, recipe.steps, recipe.warmup, recipe.lr)
+    settings["lr"] = learning_rate(state.step, recipe.steps, recipe.warmup, recipe.lr, recipe.get("cooldown"))
     state.optimizer.step()
     state.optimizer.zero_grad()
     state.average(recipe.ema_decay)
@@ -92,9 +92,17 @@ def generator_of(seed: int, step: int, micro: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big"))
 
 
-def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Returns a linear rise to `peak` over the warm-up, times a cosine that ends at 0."""
-    return peak * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
+def learning_rate(step: int, steps: int, warmup: int, peak: float, cooldown: int | None) -> float:
+    """Returns a linear rise to `peak` over the warm-up, times a cosine that ends at 0.
+
+    With a `cooldown` the rate stays at `peak` instead, until it falls by 1 - sqrt over that many last steps, which ends
+    as low a loss (Haegele et al. 2024): so a training can be made longer, or ended early, before these steps.
+    """
+    if cooldown is None:
+        left = 0.5 * (1 + math.cos(math.pi * step / steps))
+    else:
+        left = 1 - math.sqrt(max(0, step - (steps - cooldown)) / cooldown)
+    return peak * min(1.0, (step + 1) / warmup) * left
 
 
 def micro_batches(cfg: DictConfig, examples: Examples, steps: range, team: "Team") -> Iterator[Any]:
@@ -108,6 +116,12 @@ def micro_batches(cfg: DictConfig, examples: Examples, steps: range, team: "Team
     dataset = cast(Dataset, examples)
     loader = DataLoader(dataset, batch_sampler=indices, collate_fn=examples.collate, num_workers=cfg.workers)
     return iter(loader)
+
+
+def cooled(recipe: Mapping[str, Any], step: int) -> bool:
+    """Returns whether the learning rate has fallen by `step` because the training ends at `steps`."""
+    cooldown = recipe.get("cooldown")
+    return cooldown is None or step > recipe["steps"] - cooldown
 
 
 @dataclass(frozen=True)
@@ -175,9 +189,14 @@ class State:
             torch.save(state, part)
 
     def load(self, path: Path, recipe: dict[str, Any]) -> None:
-        """Takes over a checkpoint's values. Raises UserError if it was made under another recipe."""
+        """Takes over a checkpoint's values. Raises UserError if it was made under another recipe.
+
+        The number of steps may be another if in neither recipe the cooldown has begun.
+        """
         device = next(self.network.parameters()).device
         state = torch.load(path, map_location=device, weights_only=True)
+        if not any(cooled(made["part"], state["step"]) for made in (state["recipe"], recipe)):
+            state["recipe"]["part"]["steps"] = recipe["part"]["steps"]
         if changed := difference(state["recipe"], recipe):
             raise UserError(f"{path} is of another config ({changed}): choose another out=FOLDER")
         self.network.load_state_dict(state["network"])

@@ -225,8 +225,13 @@ def joint(first: ClaimVerdict, second: ClaimVerdict | None) -> str:
     if second is None:
         return "one model"
     one, other = (corrected_outcome(verdict) for verdict in (first, second))
+    return reading(one, other, "holds on neither" if one == NOT else f"{one} on both")
+
+
+def reading(one: str, other: str, both: str) -> str:
+    """Returns what the outcomes on two models amount to; `both` where they are one and the same and can be told."""
     if one == other:
-        return {HOLDS: "holds on both", NOT: "holds on neither", UNTOLD: UNTOLD}[one]
+        return UNTOLD if one == UNTOLD else both
     if UNTOLD not in (one, other):
         return "opposite"
     told, where = (other, "second") if one == UNTOLD else (one, "first")

@@ -85,7 +85,7 @@ class Arena:
     def draw_controls(self, method: Method) -> None:
         """Draws the controls that follow from a method's default cell: of as many evaluations, and step by step."""
         folder = self.folder / "cells" / method.name / "defaults"
-        if (folder / "error.txt").exists():
+        if not self.plan.league.controls or (folder / "error.txt").exists():
             return
         if cell := self.of_same_evaluations(method, folder):
             self.draw(cell)

@@ -8,10 +8,11 @@ let sorted = { key: data.columns[0].name, down: true }, open = new Set();
 
 function number(x) { return x === null || x === undefined ? "" : Math.abs(x) >= 100 ? x.toFixed(0) : Number(x.toPrecision(3)).toString(); }
 
+const fixed = name => own.find(([title]) => title === name);
+
 // what a cell of the table holds: [value, low, high], and a duel where a control is chosen
 function entry(row, name) {
-  const fixed = own.find(([title]) => title === name);
-  if (fixed) return { at: fixed[1](row) };
+  if (fixed(name)) return { at: fixed(name)[1](row) };
   if (!chosen("view").value) return { at: row.values[name] };
   const duel = duels.get(row.name + " " + chosen("view").value + " " + name);
   return { at: duel ? duel.difference : null, duel };
@@ -21,7 +22,9 @@ function visible(row) {
   if (row.role === "curve") return chosen("curve").checked && !chosen("view").value;
   if (row.role !== "defaults" && !(row.role === "knob" && chosen("knobs").checked)) return false;
   if (!row.name.includes(chosen("filter").value.trim())) return false;
-  return !chosen("decided").checked || data.columns.some(c => ["better", "worse"].includes((entry(row, c.name).duel || {}).verdict));
+  const met = data.columns.map(c => entry(row, c.name).duel || {});
+  if (chosen("agreed") && chosen("agreed").checked) return met.some(d => (d.together || "").endsWith("on both"));
+  return !chosen("decided").checked || met.some(d => ["better", "worse"].includes(d.verdict));
 }
 
 function element(tag, text, attributes) {
@@ -50,6 +53,11 @@ function cell(row, name, range) {
   made.append(element("span", sign + number(at[0]), { className: duel && duel.verdict ? duel.verdict : "" }));
   if (at[1] !== null && at[1] !== undefined) made.append(bar(at, range));
   if (duel && duel.win) made.append(element("small", "wins " + Math.round(100 * duel.win[0]) + " %"));
+  const other = duel ? duel.second && duel.second.difference : !fixed(name) && row.second[name];
+  if (other) {
+    const verdict = duel && duel.second.verdict, text = "second " + (duel && other[0] > 0 ? "+" : "") + number(other[0]);
+    made.append(element("small", text, { className: verdict || "", title: duel && duel.together ? duel.together : "" }));
+  }
   const interval = at[1] === null || at[1] === undefined ? "" : number(at[1]) + " to " + number(at[2]) + ", n = " + at[3];
   const p = duel && duel.holm !== null ? "; p = " + number(duel.holm) + " (Holm)" : "";
   const won = duel && duel.win ? "; wins " + [0, 1, 2].map(i => number(duel.win[i])).join(", ") : "";
@@ -108,5 +116,5 @@ function draw() {
   document.getElementById("ranking").replaceWith(table);
 }
 
-for (const name of ["view", "filter", "knobs", "curve", "decided"]) chosen(name).addEventListener("input", draw);
+for (const name of ["view", "filter", "knobs", "curve", "decided", "agreed"]) if (chosen(name)) chosen(name).addEventListener("input", draw);
 draw();

@@ -17,13 +17,14 @@ from omegaconf import DictConfig
 from PIL import Image
 
 from experiments import files
+from experiments.files import UserError
 from experiments.metrics.estimates import Estimate
 from experiments.metrics.folders import read
 from experiments.pictures import fit, svg_uri, webp_uri
 from experiments.sweeps.figures import Drawn, handle, in_both
 from experiments.sweeps.folder import Cell
-from experiments.tournament.plan import CFG, entry_of, method_of
-from experiments.tournament.verdicts import CONTROLS, Duel, Findings, Row, columns_of, findings
+from experiments.tournament.plan import CFG, Method, entry_of, method_of
+from experiments.tournament.verdicts import CONTROLS, Duel, Findings, Row, columns_of, findings, together
 
 SHOWN, SIDE = 12, 128  # pictures of each cell, of different prompts; pixels of the longer side, at most
 SHORTLY = ("effective", "evaluations", "followed", "best")  # controls of the short table
@@ -36,17 +37,31 @@ def write_page(out: Path, cfg: DictConfig) -> Path:
     subject = cfg.model.subject
     methods = [method_of(name, entry_of(cfg, name), subject) for name in told["methods"]]
     found = findings(out, columns_of(cfg, out), methods, cfg.best_by[subject])
-    summary = summary_of(found) | {"arena": told}
+    second = of_second(cfg, methods)
+    summary = summary_of(found, second) | {"arena": told}
     files.write(out / "verdicts.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     frontier = draw_frontier(found, *cfg.frontier[subject])
     files.write(out / "frontier.svg", frontier.light.decode())
-    files.write(out / "ranking.md", short_table(found, str(cfg.frontier[subject][1])))
-    files.write(out / "report.html", render(found, told, frontier, list(cfg.frontier[subject])))
+    files.write(out / "ranking.md", short_table(found, second, str(cfg.frontier[subject][1])))
+    files.write(out / "report.html", render(found, second, told, frontier, list(cfg.frontier[subject])))
     return out / "report.html"
 
 
-def summary_of(found: Findings) -> dict[str, Any]:
-    """Returns all that was found, in JSON's types, without the scores of single pictures."""
+def of_second(cfg: DictConfig, methods: Sequence[Method]) -> Findings | None:
+    """Returns what a second model's arena found of these methods. Raises UserError where there is none."""
+    if cfg.second is None:
+        return None
+    folder = Path(cfg.second)
+    if not (folder / "arena.json").is_file():
+        raise UserError(f"second={folder}: holds no arena of experiments.arena")
+    return findings(folder, columns_of(cfg, folder), methods, cfg.best_by[cfg.model.subject])
+
+
+def summary_of(found: Findings, second: Findings | None) -> dict[str, Any]:
+    """Returns all that was found, in JSON's types, without the scores of single pictures.
+
+    Of a second model each row has the values, and each duel what that model's says, and what both do.
+    """
     rows = [
         {
             "name": row.cell.name,
@@ -59,16 +74,29 @@ def summary_of(found: Findings) -> dict[str, Any]:
             "evaluations": row.evaluations,
             "seconds": row.seconds,
             "pictures": len(row.cell.records),
-            "values": {name: numbers(value) for name, value in row.values.items()},
+            "values": values_of(row),
+            "second": values_of(None if second is None else second.row(row.cell.name)),
             "error": row.cell.error,
             "unmeasured": row.cell.unmeasured,
             "command": command_of(row.cell),
         }
         for row in found.rows
     ]
-    duels = [{**asdict(one), "difference": numbers(one.difference), "win": numbers(one.win)} for one in found.duels]
+    duels = [told_of(one) for one in found.duels]
+    if second is not None:
+        for told, one in zip(duels, found.duels, strict=True):
+            other = second.duel(one)
+            told |= {"second": other and told_of(other), "together": together(one, other)}
     columns = [asdict(column) for column in found.columns]
     return {"best_scale": found.best, "columns": columns, "controls": CONTROLS, "rows": rows, "duels": duels}
+
+
+def values_of(row: Row | None) -> dict[str, list[float | None] | None]:
+    return {} if row is None else {name: numbers(value) for name, value in row.values.items()}
+
+
+def told_of(one: Duel) -> dict[str, Any]:
+    return {**asdict(one), "difference": numbers(one.difference), "win": numbers(one.win)}
 
 
 def numbers(estimate: Estimate | None) -> list[float | None] | None:
@@ -84,10 +112,12 @@ def command_of(cell: Cell) -> str:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def render(found: Findings, told: Mapping[str, Any], frontier: Drawn, axes: Sequence[str]) -> str:
+def render(
+    found: Findings, second: Findings | None, told: Mapping[str, Any], frontier: Drawn, axes: Sequence[str]
+) -> str:
     shown = [row for row in found.rows if row.role != "tuning"]
     names = {row.cell.name for row in shown}
-    data = summary_of(found)
+    data = summary_of(found, second)
     data["rows"] = [row for row in data["rows"] if row["name"] in names]
     data["pictures"] = {row.cell.name: strip(row.cell) for row in shown if row.cell.records}
     data["beside"] = {row.cell.name: beside(row, found) for row in shown}
@@ -102,6 +132,7 @@ def render(found: Findings, told: Mapping[str, Any], frontier: Drawn, axes: Sequ
         axes=axes,
         controls=CONTROLS,
         best=found.best,
+        two=second is not None,
         methods=sum(row.role == "defaults" for row in shown),
         failed=[row for row in shown if row.cell.error],
     )
@@ -179,8 +210,11 @@ def intervals(plot: Plot, x: Estimate, y: Estimate) -> None:
 # --- the short table --------------------------------------------------------------------------------------------------
 
 
-def short_table(found: Findings, column: str) -> str:
-    """Returns the methods at their defaults, the best first: what they cost, and one column under four controls."""
+def short_table(found: Findings, second: Findings | None, column: str) -> str:
+    """Returns the methods at their defaults, the best first: what they cost, and one column under four controls.
+
+    In a second model's, what it says stands after the first's.
+    """
     against = [f"against {CFG} {CONTROLS[control]}" for control in SHORTLY]
     heads = ["method", "evaluations", "effective scale", "cosine", column, *against]
     rows = [row for row in found.rows if row.role in ("defaults", "curve")]
@@ -192,7 +226,12 @@ def short_table(found: Findings, column: str) -> str:
         cosine = "" if row.cosine is None else f"{row.cosine:.2f}"
         told = [name, f"{row.evaluations or 0:g}", scale, cosine, interval_text(row.values.get(column))]
         met = [duels.get((row.cell.name, control)) for control in SHORTLY]
-        lines.append(f"| {' | '.join([*told, *map(duel_text, met)])} |")
+        told += map(duel_text, met)
+        if second is not None:
+            other, like = second.row(row.cell.name), [one and second.duel(one) for one in met]
+            theirs = ["", "", "", "", interval_text(other.values.get(column) if other else None), *map(duel_text, like)]
+            told = [text + (f"; second {more}" if more else "") for text, more in zip(told, theirs, strict=True)]
+        lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
 
 

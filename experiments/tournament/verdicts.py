@@ -8,6 +8,7 @@ compared with one control in one column: those at their defaults, and apart from
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 
 from experiments.files import UserError
 from experiments.metrics.estimates import TIE, Estimate, two_way
-from experiments.sweeps.claims import holm
+from experiments.sweeps.claims import UNTOLD, holm, reading
 from experiments.sweeps.differences import Pooled, by_estimates
 from experiments.sweeps.folder import Cell, cells
 from experiments.tournament.plan import Method
@@ -29,7 +30,7 @@ CONTROLS = {
     "followed": "at the same effective scale step by step",
     "best": "at its best scale",
 }
-BETTER, WORSE, UNTOLD = "better", "worse", "cannot be told"
+BETTER, WORSE = "better", "worse"
 LEVEL = 0.05
 Control = tuple[Pooled | None, str]  # the cells of a control, and how they were found; or why there are none
 
@@ -102,8 +103,20 @@ class Findings:
     columns: tuple[Column, ...]
     best: float | None  # classifier-free guidance's best scale on the prompts for tuning
 
-    def row(self, method: str, setting: str) -> Row | None:
-        return next((row for row in self.rows if (row.method, row.setting) == (method, setting)), None)
+    def row(self, name: str) -> Row | None:
+        return next((row for row in self.rows if row.cell.name == name), None)
+
+    def duel(self, like: Duel) -> Duel | None:
+        """Returns the duel of the same row, control and column."""
+        return self.by_place.get(place_of(like))
+
+    @cached_property
+    def by_place(self) -> dict[tuple[str, str, str], Duel]:
+        return {place_of(one): one for one in self.duels}
+
+
+def place_of(one: Duel) -> tuple[str, str, str]:
+    return one.row, one.control, one.column
 
 
 def columns_of(cfg: DictConfig, folder: Path) -> tuple[Column, ...]:
@@ -262,6 +275,15 @@ def judged(duels: Sequence[Duel], columns: Sequence[Column]) -> list[Duel]:
     """Returns the duels with verdicts: better or worse where Holm's p is below 5 %."""
     by_name = {column.name: column for column in columns}
     return [replace(one, verdict=verdict(one, by_name[one.column])) for one in duels]
+
+
+def together(first: Duel, second: Duel | None) -> str | None:
+    """Returns what two models say of one comparison; None where the first says nothing."""
+    if first.verdict is None:
+        return None
+    if second is None or second.verdict is None:
+        return "one model"
+    return reading(first.verdict, second.verdict, f"{first.verdict} on both")
 
 
 def verdict(one: Duel, column: Column) -> str | None:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 from scipy.stats import ttest_1samp
-from tiny import Outcome
+from tiny import Outcome, tiny_model
 
 import experiments.run.cli
 from experiments import arena
@@ -30,7 +30,8 @@ from experiments.run import build, draw, geneval
 from experiments.sweeps.folder import Cell
 from experiments.tournament.cells import Arena
 from experiments.tournament.plan import Method, Plan, changes, literal, method_of
-from experiments.tournament.verdicts import on_curve
+from experiments.tournament.verdicts import Duel, on_curve, together
+from ldm.files.writing import write_folder
 
 MINE = "_target_: toys.Momentum\nscale: 3.0\nshare: 0.5\n"
 BROKEN = "_target_: toys.Autoguidance\nscale: 2.0\n"
@@ -379,3 +380,62 @@ def test_the_ranking_in_a_browser(out: Path) -> None:
         assert "wins" in page.locator("tbody tr").first.inner_text()
         assert not errors
         browser.close()
+
+
+# --- two models -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def both(out: Path, enter: Callable[..., int], place: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the first model's arena says beside a second's, and what that says by itself."""
+    model = tiny_model()
+    randomise(model.unet)
+    write_folder(model, place / "other")
+    other, shown = place / "second", place / "joint"
+    only = "only=[mine,interval]"
+    assert enter(only, f"model.path={place / 'other'}", "league.controls=false", f"out={other}") == 0
+    shutil.copytree(out, shown)
+    assert enter(only, "draw=false", f"out={shown}", f"second={other}") == 0
+    return told(shown), told(other)
+
+
+def test_a_second_model_s_verdicts_stand_beside_the_first_s(both: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    joint, other = both
+    by_place = {(one["row"], one["control"], one["column"]): one for one in other["duels"]}
+    for one in joint["duels"]:
+        assert one["second"] == by_place.get((one["row"], one["control"], one["column"]))
+        assert (one["together"] is None) == (one["verdict"] is None)
+    values = {row["name"]: row["values"] for row in other["rows"]}
+    assert all(row["second"] == values.get(row["name"], {}) for row in joint["rows"])
+    (mine,) = [row for row in joint["rows"] if row["name"] == "mine/defaults"]
+    assert mine["second"]["diversity"] is not None and mine["second"]["diversity"] != mine["values"]["diversity"]
+    assert {row["role"] for row in other["rows"]} == {"curve", "tuning", "defaults"}  # no controls of their own
+
+
+def test_the_short_table_and_the_page_show_both(both: object, place: Path, out: Path) -> None:
+    line = next(row for row in (place / "joint" / "ranking.md").read_text().splitlines() if row.startswith("| mine |"))
+    assert line.count("; second ") >= 2
+    text, alone = ((folder / "report.html").read_text() for folder in (place / "joint", out))
+    assert 'id="agreed"' in text and 'id="agreed"' not in alone
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        ("better", "better", "better on both"),
+        ("worse", "better", "opposite"),
+        ("cannot be told", "worse", "worse on the second alone"),
+        ("cannot be told", "cannot be told", "cannot be told"),
+        ("better", None, "one model"),
+        (None, "better", None),
+    ],
+)
+def test_what_two_models_say_together(one: str | None, other: str | None, said: str | None) -> None:
+    first, second = (Duel("a", "defaults", "best", "both", None, None, None, None, told, "") for told in (one, other))
+    assert together(first, second) == said
+    assert together(first, None) == (one and "one model")
+
+
+def test_a_second_arena_that_is_not_there_is_one_line(out: Path, enter: Callable[..., int], capsys: Any) -> None:
+    assert enter("only=[mine]", "draw=false", "second=nowhere") == 1
+    assert "second=nowhere: holds no arena" in capsys.readouterr().err

@@ -573,11 +573,41 @@ def test_the_classifier_learns_what_stands_in_noisy_latents(folder, tmp_path):
 
 
 def test_learning_rate_rises_then_follows_a_cosine_to_zero():
-    rates = [verb.learning_rate(step, 100, 10, 2.0) for step in range(101)]
+    rates = [verb.learning_rate(step, 100, 10, 2.0, None) for step in range(101)]
     assert rates[0] == pytest.approx(0.2)
     assert max(rates) == pytest.approx(2 * 0.5 * (1 + torch.cos(torch.tensor(0.09 * torch.pi)).item()))
     assert rates[50] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.0)
+
+
+def test_with_a_cooldown_the_rate_stays_until_the_last_steps():
+    rates = [verb.learning_rate(step, 100, 10, 2.0, 25) for step in range(101)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[9:76] == [2.0] * 67
+    assert rates[76] == pytest.approx(2.0 * (1 - 0.2))
+    assert rates[75:] == sorted(rates[75:], reverse=True)
+    assert rates[100] == 0.0
+
+
+def test_a_training_is_made_longer_or_shorter_before_its_cooldown_alone(folder, tmp_path):
+    """And is then that of so many steps from the start."""
+
+    def run(name, steps, *more):
+        asked = [f"part.steps={steps}", "+part.cooldown=2", f"out={tmp_path / name}", *more]
+        verb.train(config(folder, "autoencoder", *asked))
+        return torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+
+    whole = run("whole", 5)
+    for first in (4, 8):
+        run(f"from_{first}", first, "stop_after=2")
+        changed = run(f"from_{first}", 5)
+        for key in ("network", "ema", "optimizer", "recipe"):
+            assert equal(whole[key], changed[key]), (first, key)
+    with pytest.raises(ValueError, match="another config .*steps"):
+        run("whole", 9)
+    run("late", 4, "stop_after=3")
+    with pytest.raises(ValueError, match="another config .*steps"):
+        run("late", 9)
 
 
 def test_what_is_missing_is_one_line_and_a_failing_status(folder, tmp_path):

@@ -1,4 +1,5 @@
-# All sweeps of RESULTS, on the embedded model and on a second one of another seed, and its tables from them:
+# The sweeps of RESULTS on the embedded model (not those of flows, tasks, classifiers and vectors), on a second one of another
+# seed too, and their tables:
 #   make -f experiments/results/sweeps.mk -j2 SECOND=FOLDER
 # The same command goes on where it stopped. Without SECOND it is one model. Each sweep is a process of one thread.
 PY ?= .venv/bin/python
@@ -8,8 +9,10 @@ OUT ?= outputs/results
 SECOND ?=
 export OMP_NUM_THREADS = 1
 
-SWEEPS = multistage_steps multistage_scale multistage_captions segfree_vs_cfg segfree_a segfree_t_s segfree_strength \
+SWEEPS = multistage_steps multistage_scale segfree_vs_cfg segfree_a segfree_t_s segfree_strength \
          segfree_style composition implied_segmentation segfree_exact segfree_motivation samplers_spacing samplers inversion
+
+# and multistage_captions, once the embedded model knows all sixteen concepts
 
 # settings, fewer steps or pictures than the yaml's among them
 OBJECTS = dtype=bfloat16 maps=false references=$(OUT)/references

@@ -73,6 +73,7 @@ def credit(package: Package) -> dict[str, str]:
         about, (licence,) = package.json("metadata.json"), package.read("LICENSE")
         authors = licence.decode(errors="replace").splitlines()[0].partition("(http")[0]
         authors = re.sub(r"\s*[(<]\S+@\S+[)>]", "", authors).strip()
+        authors = authors if any(map(str.isalpha, authors)) else "see its LICENSE"
         return {"name": package.name, "title": about["family"], "authors": authors, "licence": about["license"]["type"]}
     about = package.json("info.json")
     return {

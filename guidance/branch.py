@@ -211,6 +211,16 @@ def check_number(name: str, value: float, most: float = float("inf")) -> None:
         raise ValueError(f"{name}={value}: must be a finite number {limit}")
 
 
+def check_once(guidance: Wrapper) -> None:
+    """Raises ValueError where another guidance of its class is inside: both would know their pass by one name."""
+    name = type(guidance).__name__
+    inside: Guidance | None = guidance.inner
+    while inside is not None:
+        if type(inside) is type(guidance):
+            raise ValueError(f"inner: holds a {name}, as the guidance around it is: give one, with the layers of both")
+        inside = getattr(inside, "inner", None)
+
+
 def check_guidance(name: str, value: Any) -> None:
     """Raises ValueError unless the value is a guidance."""
     if not hasattr(value, "branches") or not hasattr(value, "combine"):

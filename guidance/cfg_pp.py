@@ -13,10 +13,11 @@ from samplers.schedule import Step
 class CFGPlusPlus:
     """CFG++ (Chung et al. 2024, arXiv 2406.08070, algorithm 2): guided x_0, and the noise of the negative pass.
 
-    x_0 = u + lambda (c - u), and the sampler goes on with u's eps: any sampler does. Linear, so in any space; two
-    passes. Under DDIM it is classifier-free guidance at g = lambda sigma / (sigma - sigma'), the step ending at sigma'.
+    x_0 = u + lambda (c - u), and the sampler goes on with u's eps: any sampler does. Linear but for `mix`, so in any
+    space; two passes. Under DDIM it is classifier-free guidance at g = lambda sigma / (sigma - sigma'), the step ending
+    at sigma'. Under DPM-Solver++(2M) the authors extrapolate from the last step's u, this loop from its guided x_0.
     scale  lambda, 0 to 1; the authors compare 0.6 with g 7.5 and 1 with 12.5, on Stable Diffusion 1.5
-    mix    the rule that applies the difference
+    mix    the rule that applies the difference, as at g, its push times lambda / g; where g is at most 1, linear
     """
 
     scale: float = 0.6
@@ -29,5 +30,8 @@ class CFGPlusPlus:
         return {"cond": Branch(conditions.cond), "negative": Branch(conditions.negative)}
 
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
-        guided = mixed(self.mix, x_0["cond"], x_0["negative"], self.scale, x_t, step)
-        return Denoised(guided, step.now.eps(x_t, x_0["negative"]))
+        cond, negative = x_0["cond"], x_0["negative"]
+        g = self.scale / (1 - step.to.sigma / step.now.sigma)
+        rule = self.mix if g > 1 else Linear()  # which others turn round
+        push = mixed(rule, cond, negative, g, x_t, step) - negative
+        return Denoised(negative + (self.scale / g if g else 0.0) * push, step.now.eps(x_t, negative))

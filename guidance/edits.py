@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.attention import AttentionEdit, Site, is_cross
+from ldm.attention import AttentionEdit, Edit, FeatureEdit, Site, is_cross
 from ldm.condition import Condition, Span, Unfit
 
 LARGEST_MAP = 32 * 32  # patches of a map worth its memory, where a guidance needs maps of many layers
@@ -121,3 +121,8 @@ def record(store: Callable[[Site, Tensor], None], where: Callable[[Site], bool] 
 def only_at(layers: Collection[str], edit: AttentionEdit) -> AttentionEdit:
     """The same edit, restricted to the layers whose dotted name begins with one of these, as in "up_blocks.1"."""
     return replace(edit, where=lambda site: site.name.startswith(tuple(layers)) and edit.where(site))
+
+
+def changing(edits: Sequence[Edit]) -> tuple[Edit, ...]:
+    """Those of the edits that change what a pass says: all but those that only look."""
+    return tuple(edit for edit in edits if isinstance(edit, FeatureEdit) or not edit.observes)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from guidance.branch import Branch, Wrapper, check_number, combined
-from guidance.edits import only_at
+from guidance.branch import Branch, Wrapper, check_number, check_once, combined
+from guidance.edits import changing, only_at
 from guidance.filters import gaussian, smooth
 from guidance.mix import Linear, Mix, mixed, shifted
 from ldm.attention import AttentionEdit, Site
@@ -19,7 +19,7 @@ from samplers.schedule import Step
 
 @dataclass(frozen=True)
 class Perturbed(Wrapper):
-    """`inner` + s (cond - perturbed): one pass more, under the same condition; a subclass says what `edit` perturbs.
+    """`inner` + s (cond - perturbed): one pass more, with cond's condition and edits; a subclass's `edit` perturbs it.
 
     inner   classifier-free at scale 1 leaves cond + s (cond - perturbed), of two passes
     scale   s; 0 is `inner`
@@ -34,6 +34,7 @@ class Perturbed(Wrapper):
 
     def __post_init__(self) -> None:
         check_number("scale", self.scale)
+        check_once(self)
 
     def edit(self, weights: Tensor, site: Site) -> Tensor:
         raise NotImplementedError
@@ -43,7 +44,9 @@ class Perturbed(Wrapper):
         if not self.scale:
             return branches
         edit = only_at(self.layers, AttentionEdit(self.edit, lambda site: site.kind == "self"))
-        return {**branches, type(self).__name__: replace(branches["cond"], edits=(edit,), gradient=False)}
+        cond = branches["cond"]
+        perturbed = replace(cond, edits=(*changing(cond.edits), edit), gradient=False)
+        return {**branches, type(self).__name__: perturbed}
 
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
         out = combined(self.inner, x_0, x_t, step)

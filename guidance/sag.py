@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from guidance.branch import Branch, Unfit, Wrapper, check_number, combined, more
-from guidance.edits import only_at, record
+from guidance.branch import Branch, Unfit, Wrapper, check_number, check_once, combined, more
+from guidance.edits import changing, only_at, record
 from guidance.filters import check_grid, gaussian, smooth
 from guidance.mix import Linear, Mix, mixed, shifted
 from ldm.attention import Site
@@ -35,6 +35,7 @@ class SelfAttentionGuidance(Wrapper):
 
     def __post_init__(self) -> None:
         check_number("scale", self.scale)
+        check_once(self)
 
     def see(self, site: Site, weights: Tensor) -> None:
         self.maps["last"] = (site, weights)
@@ -52,7 +53,7 @@ class SelfAttentionGuidance(Wrapper):
         name = base(x_0)
         degraded = step.now.x_t(self.blurred(x_0[name]), step.now.eps(x_t, x_0[name]))
         same = super().branches(conditions, step)[name]
-        return {"blurred": replace(same, edits=(), x_t=degraded, gradient=False)}
+        return {"blurred": replace(same, edits=changing(same.edits), x_t=degraded, gradient=False)}
 
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
         estimate = x_0[base(x_0)]

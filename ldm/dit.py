@@ -81,6 +81,8 @@ class DiT(nn.Module):
         self, x_t: Tensor, t: float | Tensor, condition: Condition, edits: Edits = ()
     ) -> tuple[Tensor, Tensor | None]:
         """The prediction, and what says its variance (improved DDPM's v) where it was learnt: both as x_t."""
+        if condition.channels is not None:
+            raise Unfit("it takes no channels beside x_t")
         x, size = self.patches(x_t.to(self.proj_in.weight.dtype))
         self.check_edits(edits, size)
         told = self.time_embedding(torch.as_tensor(t, device=x_t.device).reshape(-1))

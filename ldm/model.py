@@ -154,7 +154,7 @@ class LatentDiffusion:
     def encode(self, images: Tensor) -> Tensor:
         """Latents [B, C, h, w], in float32, of images [B, 3, H, W] in [0, 1]: the means of the posterior."""
         assert isinstance(self.autoencoder, Autoencoder), "drawings are sequences, and no images"
-        return self.autoencoder.encode((2 * images - 1).to(self.device, self.dtype))[0].float()
+        return self.autoencoder.encode((2 * images - 1).to(self.device))[0].float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images [B, 3, H, W] in [0, 1] of latents [B, C, h, w]; in slices, for a large batch takes much memory."""

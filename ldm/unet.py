@@ -23,7 +23,7 @@ from ldm.attention import (
     edit_features,
     edits_of,
 )
-from ldm.condition import Condition
+from ldm.condition import Condition, Unfit
 from ldm.config import UNetConfig
 from ldm.layers import Conv2d, GroupNorm, Linear, ResBlock
 
@@ -146,9 +146,8 @@ class UNet(nn.Module):
 
         self.time_embedding = TimeEmbedding(c[0], time_width)
         if config.vector_width:
-            self.add_embedding = nn.ModuleDict(
-                {"linear_1": Linear(config.vector_width, time_width), "linear_2": Linear(time_width, time_width)}
-            )
+            linears = Linear(config.vector_width, time_width), Linear(time_width, time_width)
+            self.add_embedding = nn.ModuleDict({"linear_1": linears[0], "linear_2": linears[1]})
         self.conv_in = Conv2d(config.in_channels, c[0], 3, padding=1)
 
         width, skips = c[0], [c[0]]  # channels of the stream, and of what it leaves for the way up
@@ -193,6 +192,8 @@ class UNet(nn.Module):
 
     def embedded(self, t: Tensor, vector: Tensor | None) -> Tensor:
         """The time embedding [B or 1, time_width], with the condition's vector added."""
+        if (vector is None) == hasattr(self, "add_embedding"):
+            raise Unfit("a vector is for a U-Net that adds one to its time embedding, which cannot go without")
         time = self.time_embedding(t)
         if vector is None:
             return time

@@ -70,7 +70,7 @@ def resampling(sampler: Sampler, known: Known, times: int) -> Sampler:
         for step in steps:
             for left in reversed(range(times)):
                 _, x_s, x_0 = next(sampler(denoise, x_t, [step], noise=noise))
-                x_s = known.after(x_s, step)
+                x_s = known.mixed(x_s, step.to) if left else known.after(x_s, step)
                 if left:
                     kept = step.now.signal / step.to.signal
                     x_t = kept * x_s + sqrt(step.now.noise**2 - (kept * step.to.noise) ** 2) * noise()

@@ -199,7 +199,8 @@ class Schedule:
                  default the schedule's own; spacings in sigma come down to alpha_bar_0 themselves, and so end clean
         Raises ValueError for n outside 1 .. T, for an unknown setting, and for a spacing that zero SNR cannot take.
         """
-        T, spacing, offset = self.num_timesteps, spacing or self.spacing, self.offset if offset is None else offset
+        T, offset = self.num_timesteps, self.offset if offset is None else offset
+        spacing = self.spacing if spacing is None else spacing
         check_steps(n, T, start)
         if spacing not in TIMESTEP_SPACINGS + SIGMA_SPACINGS:
             raise ValueError(f"spacing '{spacing}' is none of {', '.join(TIMESTEP_SPACINGS + SIGMA_SPACINGS)}")
@@ -207,7 +208,8 @@ class Schedule:
             raise ValueError(
                 f"spacing={spacing} cannot begin where no signal is left (zero_terminal_snr): use trailing"
             )
-        final = final or ("clean" if spacing in SIGMA_SPACINGS else self.final)
+        if final is None:
+            final = "clean" if spacing in SIGMA_SPACINGS else self.final
         if final not in FINALS or (final == "first" and spacing in SIGMA_SPACINGS):
             raise ValueError(f"final={final} with spacing={spacing}: must be clean, or first with whole timesteps")
         if spacing in TIMESTEP_SPACINGS:
@@ -222,7 +224,8 @@ class Schedule:
 
     def between(self, timesteps: Sequence[int], position: float) -> Level:
         """The level at a fractional position in a list of timesteps of T = 1000: log sigma is interpolated linearly."""
-        k, share = min(int(position), len(timesteps) - 2), position - min(int(position), len(timesteps) - 2)
+        k = min(int(position), len(timesteps) - 2)
+        share = position - k
         a, b = (self.level(timesteps[j] * (self.num_timesteps - 1) / 999) for j in (k, k + 1))
         if share in (0, 1):
             return b if share else a
@@ -283,7 +286,7 @@ class Flow:
         final    "clean", the only end that a flow has
         Raises ValueError for n outside 1 .. T, and for a spacing or an end that a flow does not have.
         """
-        T, spacing = self.num_timesteps, spacing or "even"
+        T, spacing = self.num_timesteps, "even" if spacing is None else spacing
         check_steps(n, T, start)
         times = {
             "even": lambda i: T * (1 - i / n),

@@ -16,9 +16,11 @@ from experiments.metrics.again import job_of
 from experiments.metrics.folders import FinishedRun
 from experiments.run import draw
 from guidance import Branch, Guidance, Wrapper
-from guidance.branch import combined
+from guidance.branch import combined, plan
 from ldm.condition import Condition, Conditions
 from samplers import Denoised, Step
+
+ASIDE_PASSES = "plain cond", "plain negative"
 
 
 @dataclass(frozen=True)
@@ -28,30 +30,35 @@ class Projection(Wrapper):
     With d = x_0c - x_0u and the guided x_0, of each picture: scale = <x_0 - x_0u, d> / <d, d>, for classifier-free
     guidance g itself; cosine = that of the angle between x_0 - x_0u and d, 0 where there is none because the guided
     x_0 is x_0u. Both are the same in eps; nan where d is 0.
-    x_0u is that of the guidance's own pass of the negative prompt, or where it has none that of a pass aside. Of a
-    guidance whose eps does not follow from its x_0, such as CFG++, x_0 is the one that makes a step of DDIM end there.
+    x_0c and x_0u are of plain passes of the step's prompt and the negative one: the guidance's own, or where those have
+    edits or noise, or there is none, passes aside. Of a guidance whose eps does not follow from its x_0, such as CFG++,
+    x_0 is the one that makes a step of DDIM end there.
     """
 
     inner: Guidance
     steps: list[dict[str, Any]] = field(default_factory=list)  # i, t, scale [B], cosine [B]
-    own: dict[Step, str] = field(default_factory=dict)  # the guidance's own pass, where it has one
+    taken: dict[Step, tuple[str, str]] = field(default_factory=dict)  # names of the passes of x_0c and x_0u
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
-        branches = super().branches(conditions, step)
-        own = [name for name, branch in branches.items() if is_plain(branch, conditions.negative)]
-        if own:
-            self.own[step] = own[0]
-            return branches
-        return {**branches, "unconditional": Branch(conditions.negative, network=draw.ASIDE)}
+        branches, (prompt,) = super().branches(conditions, step), plan(self.inner, [step])
+        cond = conditions.cond if prompt is None else conditions.encode(prompt)
+        aside, names = dict[str, Branch](), list[str]()
+        for name, condition in zip(ASIDE_PASSES, (cond, conditions.negative), strict=True):
+            own = next((key for key, branch in branches.items() if is_plain(branch, condition)), None)
+            names.append(own or name)
+            if own is None:
+                aside[name] = Branch(condition, network=draw.ASIDE)
+        self.taken[step] = names[0], names[1]
+        return branches | aside
 
     def more(self, conditions: Conditions, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> dict[str, Branch]:
         return super().more(conditions, without_observed(x_0), x_t, step)
 
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
         guided = combined(self.inner, without_observed(x_0), x_t, step)
-        x_0u = x_0[self.own.get(step, "unconditional")]
+        x_0c, x_0u = (x_0[name] for name in self.taken[step])
         reached = guided.x_0 + apart(guided, x_t, step)
-        d, direction = ((e - x_0u).flatten(1).double() for e in (x_0["cond"], reached))
+        d, direction = ((e - x_0u).flatten(1).double() for e in (x_0c, reached))
         along = (direction * d).sum(dim=1)
         scale = along / d.square().sum(dim=1)
         cosine = torch.where(scale == 0, scale, along / (d.norm(dim=1) * direction.norm(dim=1)))
@@ -73,7 +80,7 @@ def apart(guided: Denoised, x_t: Tensor, step: Step) -> Tensor:
 
 
 def without_observed(x_0: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: estimate for name, estimate in x_0.items() if name != "unconditional"}
+    return {name: estimate for name, estimate in x_0.items() if name not in ASIDE_PASSES}
 
 
 class Scales:

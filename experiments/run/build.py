@@ -265,11 +265,18 @@ def another(model: LatentDiffusion, setting: str, path: str) -> LatentDiffusion:
     with as_user_error(f"{setting}: "):
         made = load_model(path, dtype=model.dtype, device=model.device)
     ours, theirs = model.config, made.config
-    if replace(ours.schedule, prediction="") != replace(theirs.schedule, prediction=""):
+    if process(ours.schedule) != process(theirs.schedule):
         raise UserError(f"{setting}={path}: was trained on another noise schedule than the model")
     if interface(ours) != interface(theirs):
         raise UserError(f"{setting}={path}: has other latents, or another width of text, than the model")
     return made
+
+
+def process(schedule: ScheduleConfig) -> ScheduleConfig:
+    """Returns what of a schedule the networks of one process share: neither what they predict nor how one samples."""
+    plain = ScheduleConfig()
+    return replace(schedule, prediction="", spacing=plain.spacing, steps_offset=plain.steps_offset,
+                   ends_clean=plain.ends_clean, times=plain.times)  # fmt: skip
 
 
 def interface(config: ModelConfig) -> tuple[Any, ...]:

@@ -76,7 +76,8 @@ def check(image: Image.Image, where: str) -> None:
             f"{where}: has {image.width} x {image.height} pixels: "
             f"at most {LONGEST} a side and {MOST_PIXELS / 1e6:.0f} million are read"
         )
-    if (frames := getattr(image, "n_frames", 1)) > 1:
+    # a phone's JPEG may bring a preview along, which makes it an MPO of two
+    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
         raise UserError(f"{where}: is animated ({frames} frames): give one of its frames")
     if image.mode.startswith(("I", "F")):
         raise UserError(f"{where}: has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")

@@ -229,7 +229,7 @@ def given(task: Task, machine: Machine, prompts: Sequence[int], seeds: Sequence[
     if task.name == "upscale":
         noise = KeyedNoise(seeds)("upscale", tuple(images.shape[1:]))
         level = torch.full((len(images),), task.noise_level)
-        told = model.config.unet.in_channels - model.config.autoencoder.latent_channels == 4
+        told = model.config.in_channels - model.config.latent_channels == 4
         return Given(x_T, small_picture(2 * images - 1, level, noise, told).to(x_T.device))
     x_0 = model.encode(images)
     begun = first.x_t(x_0, x_T)
@@ -238,7 +238,7 @@ def given(task: Task, machine: Machine, prompts: Sequence[int], seeds: Sequence[
     masks = task.masks[which]
     cells = F.max_pool2d(masks, model.config.downscale).to(x_T.device)
     start, kept = begun if task.strength < 1 else x_T, (images, masks) if task.blend else None
-    if model.config.unet.in_channels == len(x_0[0]):
+    if model.config.in_channels == model.config.latent_channels:
         return Given(start, None, Known(x_0, x_T, cells), task.resample, kept)
     grey = torch.where(masks.bool(), 0.5, images)
     return Given(start, torch.cat([cells, model.encode(grey)], dim=1), kept=kept)
@@ -258,7 +258,7 @@ def check_resampling(task: Task, machine: Machine) -> None:
     """Raises UserError for a task whose steps cannot be taken several times."""
     if task.resample == 1:
         return
-    if machine.model.config.unet.in_channels != machine.model.config.autoencoder.latent_channels:
+    if machine.model.config.in_channels != machine.model.config.latent_channels:
         raise UserError(f"task.resample={task.resample}: an inpainting model sees the mask itself: leave it at 1")
     if not machine.steps[0].now.signal:
         raise UserError(f"task.resample={task.resample}: no noise leads back to a level without signal")

@@ -12,7 +12,6 @@ from omegaconf import DictConfig, OmegaConf
 from experiments.files import UserError
 from experiments.sweeps.cells import drawn_keys
 
-GROUPS = ("model", "sampler", "prompts")
 CFG = "cfg"  # the method of the curve
 PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")  # text that Hydra reads as it stands
 

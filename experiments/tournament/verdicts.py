@@ -227,8 +227,10 @@ def duel(row: Row, control: str, against: Pooled | None, note: str, column: Colu
         return of_whole_cells(nothing, row, against, column)
     prompts = prompts_of(row.cell, against, common)
     differences = np.array([mine[file] - theirs[file] for file in common])
-    ahead = column.sign * differences
-    wins = np.where(ahead > TIE, 1.0, np.where(ahead < -TIE, 0.0, 0.5))
+    # against each cell of a control by itself: a mean of two, which is no score that a picture can have, never ties
+    apart = [cell.scores(column.measure) for cell in against.cells]
+    ahead = [[column.sign * (mine[file] - scores[file]) for file in common] for scores in apart]
+    wins = np.average((np.sign(ahead) * (np.abs(ahead) > TIE) + 1) / 2, axis=0, weights=against.weights or None)
     mean, rate = two_way(differences, prompts, prompts), two_way(wins, prompts, prompts)
     return replace(
         nothing,

@@ -279,6 +279,8 @@ def schedule_from_diffusers(data: Json, where: str) -> ScheduleConfig:
     if data.get("trained_betas"):
         raise ValueError(f"{where}: trained_betas is not supported")
     name = data.get("_class_name", "DDIMScheduler")
+    if data.get("use_flow_sigmas"):
+        raise ValueError(f"{where}: use_flow_sigmas is not supported: give a flow's schedule as {FLOW}")
     if name == FLOW:
         refuse_unsupported({key: data.get(key) for key in FLOW_NEVER}, {}, (), where)
         numbers = from_json_fields(ScheduleConfig, data, FLOW_FIELDS, FLOW_DEFAULTS, where)

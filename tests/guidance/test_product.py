@@ -80,7 +80,7 @@ WEAK: dict[str, Callable[[Mix], Guidance]] = {
     "autoguidance": lambda mix: Autoguidance(2, mix),
     "icg": lambda mix: IndependentCondition(3, mix),
     "cdg": lambda mix: DegradedCondition(3, mix),
-    "cfg_pp": lambda mix: CFGPlusPlus(0.6, mix),
+    "cfg_pp": lambda mix: CFGPlusPlus(1.0, mix),  # at less it amounts to less than the conditional in three steps
 }
 AROUND: dict[str, Callable[[Guidance], Guidance]] = {
     "stages": lambda inner: Multistage((Stage("a dragon", 1), Stage("a fish", 2)), inner),
@@ -160,3 +160,32 @@ def test_stages_with_a_guidance_each(both: dict[str, UNet]) -> None:
             x = step.to.x_t(*guided(networks(both), kind, told)(x, step))
     stages = [Stage(prompt, 1, kind) for prompt, kind in zip(prompts, kinds, strict=True)]
     assert torch.equal(sampled(both, Multistage(tuple(stages))), x)
+
+
+@pytest.mark.parametrize("edited", ["pladis", "temperature", "freeu"])
+@pytest.mark.parametrize("inner", [ClassifierFree(3), SegmentationFree(3, 1, sf_scale=3, apply="scores")])
+def test_a_weak_pass_differs_from_the_conditional_by_its_perturbation_alone(
+    both: dict[str, UNet], edited: str, inner: Guidance
+) -> None:
+    """So one that perturbs nothing leaves what is inside it, whatever edits that has."""
+    within = AROUND[edited](inner)
+    for unperturbed in (PerturbedAttention(within, layers=("nowhere",)), SmoothedEnergy(within, sigma=0.0)):
+        assert relative(sampled(both, unperturbed), sampled(both, within)) < 1e-4
+
+
+def test_a_guidance_that_adds_a_pass_is_refused_inside_another_of_its_class() -> None:
+    for outer in (PerturbedAttention, SmoothedEnergy, SelfAttentionGuidance):
+        with pytest.raises(ValueError, match=f"holds a {outer.__name__}"):
+            outer(Rescale(outer(ClassifierFree(3))))
+
+
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule not in ("apg", "smc")])
+def test_a_rule_inside_cfg_pp_is_the_rule_of_classifier_free_guidance(both: dict[str, UNet], rule: str) -> None:
+    """At the scale that CFG++ amounts to under DDIM: both steps end in the same place."""
+    for step in Schedule().steps(12)[:-1:3]:
+        g = 1 / (1 - step.to.sigma / step.now.sigma)
+        ends = []
+        for guidance in (CFGPlusPlus(1.0, RULES[rule]), ClassifierFree(g, RULES[rule])):
+            with torch.no_grad():
+                ends.append(step.to.x_t(*guided(networks(both), guidance, TOLD)(NOISE[ONE], step)))
+        assert relative(*ends) < 1e-4

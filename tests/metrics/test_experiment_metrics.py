@@ -1,5 +1,6 @@
 """The measures that the experiments bring: effective scale, the shares of two objects, the choice among words."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,19 @@ from experiments.metrics.estimates import Bootstrap
 from experiments.metrics.measuring import evaluate
 from experiments.run import draw
 from experiments.run.logger import Logger
-from guidance import ClassifierFree, Interval, Rescale, SegmentationFree, guided
+from guidance import (
+    ClassifierFree,
+    ConditionAnnealed,
+    FreeU,
+    Interval,
+    Multistage,
+    Rescale,
+    SegmentationFree,
+    Stage,
+    guided,
+)
 from guidance.branch import combined
-from samplers import Schedule, as_x_0
+from samplers import KeyedNoise, Schedule, as_x_0
 
 STEPS = Schedule().steps(6)
 
@@ -62,15 +73,36 @@ def test_effective_scale_of_segmentation_free_steps_is_a_projection() -> None:
     seen = projected(guidance)
     assert [s["scale"].mean().item() for s in seen[:3]] == pytest.approx([4.0] * 3, rel=1e-4)
     rng = torch.Generator().manual_seed(1)
-    x_0 = {name: torch.randn(2, 4, 8, 8, generator=rng) for name in ("cond", "rest", "unconditional")}
+    x_0 = {name: torch.randn(2, 4, 8, 8, generator=rng) for name in ("cond", "rest", "plain negative")}
     for outer in (guidance, Rescale(guidance, 0.7)):
         probe, x_t, step = Projection(outer), torch.randn(2, 4, 8, 8, generator=rng), STEPS[4]
+        probe.taken[step] = "cond", "plain negative"
         out = probe.combine(x_0, x_t, step).x_0
         assert torch.equal(out, combined(outer, {k: x_0[k] for k in ("cond", "rest")}, x_t, step).x_0)
         for b in range(2):
-            d, v = ((e[b] - x_0["unconditional"][b]).flatten().numpy() for e in (x_0["cond"], out))
+            d, v = ((e[b] - x_0["plain negative"][b]).flatten().numpy() for e in (x_0["cond"], out))
             assert probe.steps[0]["scale"][b].item() == pytest.approx(np.linalg.lstsq(d[:, None], v)[0][0], rel=1e-4)
             assert probe.steps[0]["cosine"][b].item() == pytest.approx(np.corrcoef(d, v)[0, 1], abs=0.05)
+
+
+def test_effective_scale_lies_along_plain_passes() -> None:
+    """Of a guidance that edits its conditional pass, or noises what that is told; inside a stage of another prompt too."""
+    model = tiny_model()
+    conditions = model.conditions(["a cat", "two dogs"], noise=KeyedNoise([1, 2]))
+    predict, step = as_x_0(model.unet, "eps"), STEPS[1]
+    x_t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    u = guided(predict, ClassifierFree(0.0), conditions)(x_t, step).x_0
+    for inner in (FreeU(ClassifierFree(5.0)), ConditionAnnealed(ClassifierFree(5.0))):
+        for prompt, guidance in ((None, inner), ("a fish", Multistage((Stage("a fish", 6),), inner))):
+            told = conditions if prompt is None else replace(conditions, cond=conditions.encode(prompt))
+            c = guided(predict, ClassifierFree(1.0), told)(x_t, step).x_0
+            probe = Projection(guidance)
+            out = guided({"main": predict, draw.ASIDE: predict}, probe, conditions)(x_t, step).x_0
+            for b in range(2):
+                d, v = ((e[b] - u[b]).flatten().numpy() for e in (c, out))
+                assert probe.steps[0]["scale"][b].item() == pytest.approx(
+                    np.linalg.lstsq(d[:, None], v)[0][0], rel=1e-3
+                )
 
 
 def test_effective_scale_of_a_run_draws_its_pictures_again(tmp_path: Path, tiny_folder: Path) -> None:

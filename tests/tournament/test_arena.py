@@ -181,6 +181,15 @@ def holm(ps: list[float]) -> list[float]:
     return [float(corrected[list(order).index(k)]) for k in range(len(ps))]
 
 
+def share(g: float) -> float:
+    """Of the curve's upper scale, between 3 and 30."""
+    return (g - 3) / 27
+
+
+def wins(ahead: float) -> float:
+    return 0.5 if abs(ahead) < 1e-4 else float(ahead > 0)
+
+
 COLUMNS = {"objects": ("judge", "value", 1), "leak": ("judge", "leak", -1), "contrast": ("look", "contrast", 1)}
 
 
@@ -194,8 +203,9 @@ def test_verdicts_follow_from_the_stored_scores(out: Path, column: str) -> None:
         g = row_of(out, f"{method}/defaults")["effective"][0]
         assert 3 < g < 30
         low, high = (scores(out, f"cfg/{scale}", metric, key) for scale in (3, 30))
-        between = {file: low[file] + (g - 3) / 27 * (high[file] - low[file]) for file in low.keys() & high.keys()}
+        between = {file: low[file] + share(g) * (high[file] - low[file]) for file in low.keys() & high.keys()}
         controls = {"followed": scores(out, f"{method}/followed", metric, key), "effective": between}
+        weighted = {"followed": [(1, controls["followed"])], "effective": [(1 - share(g), low), (share(g), high)]}
         for control, theirs in controls.items():
             wanted = (f"{method}/defaults", control, column)
             (one,) = [d for d in found["duels"] if (d["row"], d["control"], d["column"]) == wanted]
@@ -206,8 +216,8 @@ def test_verdicts_follow_from_the_stored_scores(out: Path, column: str) -> None:
             differences = [ours[file] - theirs[file] for file in files]
             value, low_edge, high_edge, count = one["difference"]
             assert (value, count) == (pytest.approx(np.mean(differences)), len(files))
-            ahead = [0.5 if abs(d) < 1e-4 else float(sign * d > 0) for d in differences]
-            assert one["win"][0] == pytest.approx(np.mean(ahead))
+            won = [sum(w * wins(sign * (ours[file] - met[file])) for w, met in weighted[control]) for file in files]
+            assert one["win"][0] == pytest.approx(np.mean(won))
             by_prompt: dict[str, list[float]] = {}
             for file, d in zip(files, differences, strict=True):
                 by_prompt.setdefault(file[7:12], []).append(d)

@@ -86,7 +86,7 @@ def test_effective_scale_of_segmentation_free_steps_is_a_projection() -> None:
 
 
 def test_effective_scale_lies_along_plain_passes() -> None:
-    """Of a guidance that edits its conditional pass, or noises what that is told; inside a stage of another prompt too."""
+    """Of a guidance that edits its conditional pass, or noises what that is told; in a stage of another prompt, too."""
     model = tiny_model()
     conditions = model.conditions(["a cat", "two dogs"], noise=KeyedNoise([1, 2]))
     predict, step = as_x_0(model.unet, "eps"), STEPS[1]

@@ -11,7 +11,7 @@ from samplers.schedule import Step
 
 @dataclass(frozen=True)
 class FrequencyDecoupled:
-    """The rule of frequency-decoupled guidance (Sadat et al. 2025, arXiv 2506.19713, algorithms 1, 2), in x_0.
+    """The rule of frequency-decoupled guidance (Sadat et al. 2025, arXiv 2506.19713, algorithms 1, 2), in x_0; two passes.
 
     The difference of the two passes is taken apart into a Laplacian pyramid, each of whose levels has a scale of its
     own: low frequencies set layout and colour, and want less.

@@ -11,14 +11,14 @@ from samplers.schedule import Step
 
 @dataclass(frozen=True)
 class FrequencyDecoupled:
-    """The rule of frequency-decoupled guidance (Sadat et al. 2025, arXiv 2506.19713, algorithms 1, 2), in x_0; two passes.
+    """The rule of frequency-decoupled guidance (Sadat et al. 2025, arXiv 2506.19713, algorithms 1, 2), in x_0.
 
     The difference of the two passes is taken apart into a Laplacian pyramid, each of whose levels has a scale of its
     own: low frequencies set layout and colour, and want less.
     shares    of the weight w = g - 1, for each level, the highest frequencies first: the paper's scales 10 and 5 for
               SDXL are shares 1 and 4/9 at scale 10
     parallel  weight of each level's part parallel to the conditional's level: 1 keeps it; below, it saturates less
-    Reads the same in eps at parallel 1. Latents need a height and a width.
+    Two passes. Reads the same in eps at parallel 1. Latents need a height and a width.
     """
 
     shares: Sequence[float] = (1.0, 4 / 9)

@@ -12,8 +12,8 @@ class SlidingMode:
     The difference e is held near a surface s = (e - e') + lambda e', e' the corrected one of the step before:
     e - K sign(s), and then u + g e. In the first step e' is e.
     lam   lambda, 5 in the authors' README (0.05 in their code)
-    gain  K, 0.2 there (0.3 in their code), tuned for velocities of rectified flows; on eps models that wrecks the picture and 0.01 works
-          (second-hand, reported for SDXL), which is the default
+    gain  K, 0.2 there (0.3 in their code), tuned for velocities of rectified flows; on eps models that wrecks the
+          picture and 0.01 works (second-hand, reported for SDXL), which is the default
     """
 
     lam: float = 5.0

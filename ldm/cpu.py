@@ -24,6 +24,7 @@ MANY_WEIGHTS = 2**25  # of attention, which would take too much memory if they w
 MANY_ROWS = 512  # of a product, from which two of them take no longer than one of twice the width
 KEPT_WEIGHT = 5 * 2**18  # values of a weight, up to which its copy in oneDNN's layout is worth the memory
 KEPT_INPUT = 2**18  # values of an input, beyond which laying out is short beside the product
+WATCHED = 64  # values of a weight that are compared in each call, which takes a microsecond
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -36,10 +37,15 @@ def plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 class Layout(NamedTuple):
-    """oneDNN's copy of a weight, and the state of the weight and the input that it was made for."""
+    """oneDNN's copy of a weight, and the state of the weight and the input that it was made for.
+
+    some, before  a view of some of the weight's values, and what they were
+    """
 
     of: tuple[object, ...]
     copy: Tensor
+    some: Tensor
+    before: Tensor
 
 
 layouts = WeakTensorKeyDictionary()  # the last Layout of each weight, for as long as the weight lives
@@ -49,16 +55,20 @@ def laid_out(weight: Tensor, x: Tensor, lay_out: Callable[[], Tensor]) -> Tensor
     """Returns the weight in the layout that oneDNN wants for this input, or None where no copy is kept.
 
     Otherwise oneDNN lays it out in every call, a tenth of the time of a small network. It is done from the first call
-    on, since the two ways may differ in the last bit. Writing into the weight makes the copy anew, but for what torch
-    does not count as writing (into `weight.data`).
+    on, since the two ways may differ in the last bit. Writing into the weight makes the copy anew. What torch does not
+    count as writing (into `weight.data`, by a fused optimizer) is seen by some values of the weight's diagonal.
     """
     small = weight.numel() <= KEPT_WEIGHT and x.numel() <= KEPT_INPUT
     if not small or not isinstance(weight, nn.Parameter) or weight.is_inference():
         return None
     of = weight.data_ptr(), weight._version, x.shape, x.dtype
     last = layouts.get(weight)
-    if last is None or last.of != of:
-        layouts[weight] = last = Layout(of, lay_out())
+    if last is None or last.of != of or not torch.equal(last.some, last.before):
+        some = weight.detach()
+        while some.ndim > 2:
+            some = some.select(-1, some.shape[-1] // 2)
+        some = some.diagonal()[:: max(min(some.shape) // WATCHED, 1)]
+        layouts[weight] = last = Layout(of, lay_out(), some, some.clone())
     return last.copy
 
 

@@ -290,6 +290,12 @@ def test_a_weight_that_stays_laid_out_gives_the_same_bits(name: str, dtype: torc
     assert torch.equal(layer(x), first) and cpu.layouts[layer.weight] is kept
     layer.weight.mul_(2)
     assert torch.equal(layer(x), fresh(x)), "written into"
+    layer.weight.data.mul_(1.5)
+    assert torch.equal(layer(x), fresh(x)), "written into, as torch does not count"
+    optimizer = torch.optim.AdamW([layer.weight], lr=0.1, fused=True)
+    layer.weight.grad = torch.ones_like(layer.weight)
+    optimizer.step()
+    assert torch.equal(layer(x), fresh(x)), "learnt"
     layer.weight.data = layer.weight.data.clone().mul_(3)
     assert torch.equal(layer(x), fresh(x)), "replaced"
     for rows in (2, 3, 2, 3):

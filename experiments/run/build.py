@@ -192,6 +192,8 @@ def device(name: str) -> torch.device:
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name} is not available here: use device=cpu, or device=auto") from error
+    if chosen.type == "meta":
+        raise UserError("device=meta: holds no numbers: use device=cpu, or device=auto")
     if chosen.type == "cpu" and chosen.index:
         raise UserError(f"device={name}: there is one cpu: use device=cpu")
     torch.backends.cudnn.allow_tf32 = False

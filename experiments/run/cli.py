@@ -6,7 +6,8 @@ What is the user's to mend, and what is a bug:
   them where settings become objects (run/build.py). A constructor named by `_target_` is such a place too: whatever
   keeps it from taking its settings, a TypeError included, is told in one line as theirs.
 - OSError: a file or folder that is missing, full or forbidden.
-- The errors of Hydra and OmegaConf: an override that names no setting or has no such choice.
+- The errors of Hydra and OmegaConf: an override that names no setting or has no such choice; and Hydra's ValueErrors,
+  before any job runs: a group that is given a number or null.
 Everything else is a bug and shows its traceback: also the ValueError of a failing zip(strict=True) or numpy call, and
 a TypeError outside a constructor. Interrupting ends with status 130. HYDRA_FULL_ERROR=1 shows the traceback of any.
 """
@@ -48,9 +49,10 @@ def run(main: Callable[[DictConfig], None], config_name: str) -> None:
     traceback_wanted = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would print, so that it can be said in one line here
 
-    failed: list[DictConfig] = []
+    failed, composed = list[DictConfig](), list[DictConfig]()
 
     def job(cfg: DictConfig) -> None:
+        composed.append(cfg)
         try:
             check(cfg)
             main(cfg)
@@ -73,8 +75,8 @@ def run(main: Callable[[DictConfig], None], config_name: str) -> None:
         sys.exit(130)
     except JobFailed:
         sys.exit(1)
-    except USER_ERRORS as error:
-        if traceback_wanted:
+    except (*USER_ERRORS, ValueError) as error:
+        if traceback_wanted or (composed and not isinstance(error, USER_ERRORS)):
             raise
         say(f"error: {one_line(error)}")
         sys.exit(1)

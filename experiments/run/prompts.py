@@ -51,6 +51,8 @@ def suite(group: DictConfig, negative: str = "", classes: Sequence[str] = ()) ->
     if (count is not None or "world" in group) and (type(count) is not int or count < 1):
         raise UserError(f"prompts.count={count}: must be a whole number of at least 1")
     if "lines" in group:
+        if not group.lines:
+            raise UserError("prompts.lines=[]: must be at least one prompt")
         return [Prompt(str(line), negative) for line in group.lines[:count]]
     if "classes" in group:
         if not classes and group.classes is None:
@@ -60,7 +62,7 @@ def suite(group: DictConfig, negative: str = "", classes: Sequence[str] = ()) ->
         return list(captions(group, negative))
     if "geneval_seed" in group:
         return [told(scene, negative) for scene in geneval.scenes(group.geneval_seed)[:count]]
-    path = CONF / "prompts" / group.file if "file" in group else Path(group.path)
+    path = CONF / "prompts" / str(group.file) if "file" in group else Path(str(group.path))
     return read_prompts(path, negative, count)
 
 
@@ -83,7 +85,10 @@ def captions(group: DictConfig, negative: str) -> Iterator[Prompt]:
 
 def scenes_of(group: DictConfig, atlas: Atlas) -> Iterator[tuple[EmojiScenes, int]]:
     """Yields the scenes of a suite's captions: a set of scenes, and an index in it; of several kinds, one of each."""
-    world: Any = OmegaConf.to_container(OmegaConf.load(CONF / "world" / f"{group.world}.yaml"))
+    worlds = {path.stem: path for path in sorted((CONF / "world").glob("*.yaml"))}
+    if group.world not in worlds:
+        raise UserError(f"prompts.world={group.world}: there is no such world: there are {', '.join(worlds)}")
+    world: Any = OmegaConf.to_container(OmegaConf.load(worlds[group.world]))
     kinds = [of_kind(World(**world), atlas, group, kind) for kind in group.get("kinds", {"": group}).values()]
     return islice(chain.from_iterable(zip(*kinds, strict=False)), group.count)
 

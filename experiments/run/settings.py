@@ -50,6 +50,13 @@ def several(kind: Kind) -> Kind:
     return Kind(f"a list, each {kind.words}", lambda value: isinstance(value, list) and all(map(kind.fits, value)))
 
 
+def groups(*keys: str) -> Kind:
+    return Kind(
+        f"groups of settings, each with {' and '.join(keys)}",
+        lambda v: isinstance(v, dict) and all(isinstance(one, dict) and {*keys} <= one.keys() for one in v.values()),
+    )
+
+
 def pair(kind: Kind) -> Kind:
     fits = several(kind).fits
     return Kind(f"two numbers [a, b], each {kind.words}", lambda value: fits(value) and len(value) == 2)
@@ -83,6 +90,18 @@ SETTINGS = {
     "width": COUNT | NULL,
     "noise": WORDS | NULL,
     "save_latents": FLAG,
+    # the prompts of a suite
+    "prompts.lines": several(WORDS),
+    "prompts.classes": several(WORDS) | NULL,
+    "prompts.path": WORDS,
+    "prompts.file": WORDS,
+    "prompts.world": WORDS,
+    "prompts.split": one_of("train", "held_out", "strict"),
+    "prompts.layouts": several(WORDS),
+    "prompts.tinted": FLAG | NULL,
+    "prompts.scenes_seed": SEED,
+    "prompts.kinds": groups("layouts", "tinted"),
+    "prompts.geneval_seed": SEED,
     # how it is computed
     "batch_size": COUNT,
     "max_batch": COUNT | NULL,
@@ -247,12 +266,23 @@ def check_arguments(settings: Mapping[Any, Any], name: str) -> None:
     Settings nested in it that have a `_target_` themselves are checked too.
     """
     settings = plain(settings)
-    parameters = inspect.signature(get_object(settings["_target_"]), eval_str=True).parameters
+    parameters = inspect.signature(target(settings, name), eval_str=True).parameters
     for key, value in settings.items():
         if key in parameters and value != "???" and not (kind := kind_of(parameters[key].annotation)).fits(value):
             raise UserError(f"{name}.{key}={written(value)}: must be {kind.words}")
         if isinstance(value, dict) and "_target_" in value:
             check_arguments(value, f"{name}.{key}")
+
+
+def target(settings: Mapping[Any, Any], name: str) -> Any:
+    """Returns the class or function that settings go to. Raises UserError where there is none, or it is not there."""
+    path = settings.get("_target_")
+    if not isinstance(path, str):
+        raise UserError(f"{name}._target_={written(path)}: must name a class, as in guidance.ClassifierFree")
+    try:
+        return get_object(path)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{name}._target_={path}: there is no such class or function") from error
 
 
 def kind_of(hint: Any) -> Kind:

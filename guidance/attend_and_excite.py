@@ -26,7 +26,7 @@ class AttendAndExcite(Wrapper):
     step_size   of the gradient; falls to sqrt(1/2) of it over the steps
     stop        the share of the steps that are so prepared
     refine      (share, threshold): in the step at that share of all, x_t moves until each word's attention is at the
-                threshold, at most `rounds` times
+                threshold, at most `rounds` times; those of a batch that are there wait for the others
     downscale   the maps' side is this part of the latent's: 16 x 16 in Stable Diffusion
     Tuned for Stable Diffusion 1.4 at scale 7.5 and 50 steps. Attention is the mean of layers and heads, told apart anew
     among the tokens but BOS and the last by a softmax of 100 times its weights, and smoothed, as in the authors' code.

@@ -19,7 +19,8 @@ class ConditionAnnealed(Wrapper):
     strength      s
     psi           1: the deviation is y's own; 0: it is left as it comes
     Defaults are those of a public implementation for Stable Diffusion 1.5 (the authors' code is not public), which goes
-    with a scale of 9 (second-hand). Each image draws from its own stream, in each step and for each prompt anew.
+    with a scale of 9 (second-hand), and noises whatever a network is told, SDXL's sizes too. Each image draws from its
+    own stream, in each step and for each prompt anew.
     """
 
     tau_1: float = 0.6

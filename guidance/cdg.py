@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from guidance.branch import Branch
-from guidance.edits import candidates, words_of
+from guidance.edits import words_of
 from guidance.weak import Against
 from ldm.condition import Conditions
 from samplers.schedule import Step
@@ -13,10 +13,11 @@ from samplers.schedule import Step
 class DegradedCondition(Against):
     """Condition-degradation guidance, CDG (arXiv 2603.10780, CVPR 2026): away from the prompt without its words.
 
-    p + g (c - p), p under the prompt's embedding whose words' tokens are the empty prompt's, while BOS, EOS and
-    padding, which hold the prompt's gist, are kept (the authors' content ratio 1, padding ratio 0, which needs no
-    ranking of tokens by attention). Linear, so in any space; two passes.
-    scale  7 was tuned for Stable Diffusion 3; the authors did not try Stable Diffusion 1 and 2
+    p + g (c - p), p under the prompt's embedding in which the tokens of its words and its first EOS are the empty
+    prompt's. What follows is kept: padding, which holds the prompt's gist. These are the authors' content ratio 1 and
+    padding ratio 0, which need no ranking of tokens by attention; BOS is the same in every prompt. Linear, so in any
+    space; two passes. Of a prompt that is cut, what is left of its last word stays, and so does EOS.
+    scale  7 was tuned for Stable Diffusion 3; of Stable Diffusion 1 and 2 the authors have code, but no results
     """
 
     scale: float = 7.0
@@ -24,5 +25,7 @@ class DegradedCondition(Against):
     def weak(self, conditions: Conditions, step: Step) -> Branch:
         cond, empty = conditions.cond, conditions.encode("")
         tokens = words_of(cond)
-        words = candidates(cond.spans, tokens.shape[1])[:, 0, 0, :, None].to(tokens.device)  # [B, L, 1]
-        return Branch(replace(cond, tokens=torch.where(words, words_of(empty), tokens)))
+        end = torch.tensor([spans[-1].stop if spans else 0 for spans in cond.spans], device=tokens.device)  # of EOS
+        position = torch.arange(tokens.shape[1], device=tokens.device)
+        content = ((position > 0) & (position <= end[:, None]))[:, :, None]  # [B, L, 1]
+        return Branch(replace(cond, tokens=torch.where(content, words_of(empty), tokens)))

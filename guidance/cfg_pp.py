@@ -15,7 +15,8 @@ class CFGPlusPlus:
 
     x_0 = u + lambda (c - u), and the sampler goes on with u's eps: any sampler does. Linear but for `mix`, so in any
     space; two passes. Under DDIM it is classifier-free guidance at g = lambda sigma / (sigma - sigma'), the step ending
-    at sigma'. Under DPM-Solver++(2M) the authors extrapolate from the last step's u, this loop from its guided x_0.
+    at sigma'. DDIM, Euler and Euler ancestral are the authors' loops; in their DPM-Solver++(2M) the second-order term
+    is the guided x_0 less the last step's u, here less the last guided x_0.
     scale  lambda, 0 to 1; the authors compare 0.6 with g 7.5 and 1 with 12.5, on Stable Diffusion 1.5
     mix    the rule that applies the difference, as at g, its push times lambda / g; where g is at most 1, linear
     """

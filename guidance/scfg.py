@@ -8,6 +8,7 @@ from torch import Tensor
 from guidance.branch import Branch, Unfit, check_number
 from guidance.edits import is_small, record
 from guidance.filters import SOFT, smooth
+from guidance.mix import Linear, Mix, mixed
 from ldm.attention import AttentionEdit, Site
 from ldm.condition import Conditions
 from samplers.schedule import Step
@@ -23,6 +24,7 @@ class SemanticAware:
     divided by its mean. The foreground is where, in the negative pass, other tokens than BOS win.
     finest, coarsest  maps of layers with 1/4 to 1/8 of the latent's side are used, in the authors' code
     least, most       bounds of r; and g r stays below `ceiling`. Tuned for Stable Diffusion 1 and 2 at scale 7.5
+    mix               the rule that applies the difference, before r does; linear is the paper's
     """
 
     scale: float = 7.5
@@ -31,6 +33,7 @@ class SemanticAware:
     least: float = 0.8
     most: float = 3.0
     ceiling: float = 15.0
+    mix: Mix = Linear()
     maps: dict[tuple[str, str], tuple[Site, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -63,7 +66,8 @@ class SemanticAware:
         foreground = regions(by_bos, x_t)[:, 1:]
         ratio = averages(magnitude, foreground) / (averages(magnitude, tokens) + 1e-8)  # [B, L, 1, 1]
         r = (ratio * tokens).sum(dim=1, keepdim=True).clamp(self.least, self.most).clamp(max=self.ceiling / self.scale)
-        return x_0["negative"] + self.scale * smooth(r, SOFT) * difference
+        guided = mixed(self.mix, x_0["cond"], x_0["negative"], self.scale, x_t, step)
+        return torch.lerp(x_0["negative"], guided, smooth(r, SOFT))
 
     def spread(self, name: str, x_t: Tensor) -> list[Tensor]:
         """A pass's cross-attention [B, L, h', w'] spread by self-attention, of each layer on the finest grid."""

@@ -51,6 +51,7 @@ class Condition:
     vector    [B, d], added to the time embedding: a pooled text and sizes (SDXL), a class
     channels  [B, C, h, w], concatenated to x_t: a mask and a masked latent, a low-resolution image
     spans     the words of each row's prompt; networks never read them
+    sizes     how many of the vector's last numbers tell sizes, and so nothing of the prompt; nor do they read this
     kept      by layer the tokens, and keys and values of them, for as long as this value lives; a condition made by
               hand keeps nothing (None)
     """
@@ -59,6 +60,7 @@ class Condition:
     vector: Tensor | None = None
     channels: Tensor | None = None
     spans: tuple[tuple[Span, ...], ...] = ()
+    sizes: int = 0
     kept: dict[Any, tuple[Tensor, Tensor, Tensor]] | None = None
 
     def rows(self, rows: slice) -> "Condition":
@@ -67,7 +69,7 @@ class Condition:
         def some(value: Tensor | None) -> Tensor | None:
             return None if value is None else value[rows]
 
-        return Condition(some(self.tokens), some(self.vector), some(self.channels), self.spans[rows])
+        return Condition(some(self.tokens), some(self.vector), some(self.channels), self.spans[rows], self.sizes)
 
 
 def stack(conditions: Sequence[Condition]) -> Condition:
@@ -83,7 +85,7 @@ def stack(conditions: Sequence[Condition]) -> Condition:
         return torch.cat(parts) if parts else None
 
     spans = tuple(row for condition in conditions for row in condition.spans)
-    return Condition(part("tokens"), part("vector"), part("channels"), spans, kept={})
+    return Condition(part("tokens"), part("vector"), part("channels"), spans, conditions[0].sizes, kept={})
 
 
 def no_noise(key: str, shape: tuple[int, ...]) -> Tensor:

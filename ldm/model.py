@@ -93,7 +93,8 @@ class LatentDiffusion:
             pooled = None if pooled is None else pooled.masked_fill(empty, 0)
         if pooled is None:
             return Condition(tokens, spans=read.spans)
-        return Condition(tokens, torch.cat([pooled, self.told(sizes).expand(len(pooled), -1)], dim=1), spans=read.spans)
+        told = self.told(sizes).expand(len(pooled), -1)
+        return Condition(tokens, torch.cat([pooled, told], dim=1), spans=read.spans, sizes=told.shape[1])
 
     def told(self, sizes: Sizes | None) -> Tensor:
         """What the U-Net's vector says of sizes: sinusoids [1, 6 x width] of its six numbers."""

@@ -6,12 +6,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 import samplers
 from experiments.files import CONF
-from experiments.run import build
+from experiments.run import build, draw
 from ldm.classifier import ClassifierConfig, LatentClassifier
 from ldm.config import ScheduleConfig
 from ldm.files.classifiers import write_classifier
@@ -123,3 +124,17 @@ def test_wandb_sweep_varies_axes_of_its_experiment() -> None:
         cfg = compose("ablate", [experiment], return_hydra_config=True)
     for name, told in sweep.parameters.items():
         assert ",".join(map(str, told["values"])) == cfg.hydra.sweeper.params[name]
+
+
+NEED_ANOTHER = {"multistage", "composable", "perp_neg", "autoguidance", "classifier", "clip"}  # prompt, or network
+
+
+@pytest.mark.parametrize("name", sorted(set(names("guidance")) - NEED_ANOTHER))
+def test_guidance_draws_on_the_embedded_model_as_it_stands(name: str) -> None:
+    asked = ["model=emoji", "prompt='a red fish next to a blue heart'", "sampler.steps=4", "seeds=[3]"]
+    drawn = []
+    for guidance in dict.fromkeys((name, "cfg")):
+        job = draw.prepare(composed(*asked, f"guidance={guidance}"))
+        drawn.append(draw.draw_batch(job.machine, draw.batch_of(job, 0, 1), lambda: None))
+    assert drawn[0].images.isfinite().all() and drawn[0].images.std() > 0.02
+    assert len(drawn) == 1 or not torch.equal(drawn[0].x_0, drawn[1].x_0)

@@ -186,7 +186,7 @@ class Drawn:
     """Pictures: the first and the last latents [B, ...], images [B, 3, H, W] in [0, 1], and what they took.
 
     texts        the SVG of each picture that is a drawing; none of others
-    evaluations  of the networks, for each picture
+    evaluations  of the networks for each picture, those that only another of its batch needed among them
     seen         what observers add to the record of each picture
     """
 
@@ -194,7 +194,7 @@ class Drawn:
     x_0: Tensor
     images: Tensor
     texts: list[str]
-    evaluations: int
+    evaluations: list[int]
     seen: list[Record]
 
 
@@ -219,7 +219,7 @@ def draw_batch(
     for observer in observers:
         seen = [one | more for one, more in zip(seen, observer.done(images), strict=True)]
     texts = [to_svg(drawing) for drawing in drawings or ()]
-    return Drawn(batch.x_T, x_t, images, texts, rows // len(batch.seeds), seen)
+    return Drawn(batch.x_T, x_t, images, texts, [rows // len(batch.seeds)] * len(batch.seeds), seen)
 
 
 @dataclass
@@ -279,7 +279,7 @@ def draw(job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, co
                 prompt = request.prompts[p]
                 record = {"prompt_index": p, **prompt_record(prompt, job.stages), "seed": seed}
                 record |= job.task.about(p)
-                record |= {"evaluations": drawn.evaluations, "seconds": round(took, 4)}
+                record |= {"evaluations": drawn.evaluations[k], "seconds": round(took, 4)}
                 record |= drawn.seen[k] | ({"cut": cut[p]} if p in cut else {})
                 text = drawn.texts[k] if drawn.texts else None
                 run.add(drawn.images[k], determined_by(job, p, seed), record, text)
@@ -304,8 +304,10 @@ def draw_together(job: Job, b: int, progress: Callable[[], Any], watch: Watch) -
     sizes = {first + i: min(together, count - i) for i in range(0, count, together)}
     parts = [draw_batch(job.machine, batch_of(job, i, n), progress, watch(i, n)) for i, n in sizes.items()]
     x_T, x_0, images = (torch.cat([getattr(part, name) for part in parts]) for name in ("x_T", "x_0", "images"))
-    texts, seen = ([one for part in parts for one in getattr(part, name)] for name in ("texts", "seen"))
-    return Drawn(x_T, x_0, images, texts, parts[0].evaluations, seen)
+    texts, evaluations, seen = (
+        [one for part in parts for one in getattr(part, name)] for name in ("texts", "evaluations", "seen")
+    )
+    return Drawn(x_T, x_0, images, texts, evaluations, seen)
 
 
 def mean_of(records: Sequence[Record], key: str) -> float:

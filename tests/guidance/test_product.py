@@ -37,6 +37,7 @@ from guidance import (
     Scheduled,
     SegmentationFree,
     SelfAttentionGuidance,
+    SemanticAware,
     SlidingMode,
     SmoothedEnergy,
     SparseCross,
@@ -64,6 +65,7 @@ TOLD = Conditions(*ROWS, encode, KeyedNoise([5]), tiny_model().autoencoder.decod
 
 RULES: dict[str, Mix] = {
     "apg": AdaptiveProjected(threshold=1.0),
+    "thresholded": AdaptiveProjected(eta=1.0, threshold=0.2, momentum=0.0),
     "tcfg": Tangential(),
     "cfg_zero": OptimizedScale(),
     "fdg": FrequencyDecoupled(),
@@ -80,6 +82,7 @@ WEAK: dict[str, Callable[[Mix], Guidance]] = {
     "autoguidance": lambda mix: Autoguidance(2, mix),
     "icg": lambda mix: IndependentCondition(3, mix),
     "cdg": lambda mix: DegradedCondition(3, mix),
+    "scfg": lambda mix: SemanticAware(3, finest=1, coarsest=8, mix=mix),
     "cfg_pp": lambda mix: CFGPlusPlus(1.0, mix),  # at less it amounts to less than the conditional in three steps
 }
 AROUND: dict[str, Callable[[Guidance], Guidance]] = {

@@ -1,8 +1,10 @@
 """The weak passes, and the guidances around others: each beside a reference written apart."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
 )
 from diffusers.pipelines.deprecated.stable_diffusion_sag.pipeline_stable_diffusion_sag import StableDiffusionSAGPipeline
 from diffusers.utils.torch_utils import apply_freeu
-from reference import SCHEDULER, TINY_SD1, adopt, diffusers_unet
+from reference import SCHEDULER, TINY_SD1, TINY_SDXL, adopt, diffusers_unet, tiny_model
 from small import CONDITIONS, FOUR, NOISE, PROMPTS, SEEDS, SHAPE, STEPS, denoised, networks, relative, run, small_unet
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
@@ -50,10 +52,10 @@ from guidance.branch import Guidance, begun_anew, guided
 from guidance.edits import scale_strongest_score, with_zero_token, without_zero_token
 from guidance.everywhere import entmax
 from ldm.attention import AttentionEdit, Site
-from ldm.condition import Condition, Conditions, Span
+from ldm.condition import Condition, Conditions, Sizes, Span
 from ldm.files import names
 from ldm.unet import UNet
-from samplers import KeyedNoise, Schedule, Step, dpmpp_2m
+from samplers import KeyedNoise, Schedule, Step, dpmpp_2m, euler, euler_ancestral
 
 PIPELINE = attend_and_excite.StableDiffusionAttendAndExcitePipeline
 EMPTY = CONDITIONS.negative
@@ -217,11 +219,11 @@ def test_freeu_changes_the_picture(unet: UNet) -> None:
 # --- another condition ------------------------------------------------------------------------------------------------
 
 
-def test_degraded_keeps_all_but_the_words(unet: UNet) -> None:
+def test_degraded_keeps_all_but_the_words_and_the_first_eos(unet: UNet) -> None:
     cond, step = CONDITIONS.cond, STEPS[5]
     weak = DegradedCondition().branches(TOLD, step)["weak"].condition.tokens
-    assert torch.equal(weak[:, 1:4], EMPTY.tokens[:, 1:4])  # "a", "fish"
-    assert torch.equal(weak[:, 0], cond.tokens[:, 0]) and torch.equal(weak[:, 4:], cond.tokens[:, 4:])
+    assert torch.equal(weak[:, 1:5], EMPTY.tokens[:, 1:5])  # "a", "fish" of two tokens, EOS
+    assert torch.equal(weak[:, 0], cond.tokens[:, 0]) and torch.equal(weak[:, 5:], cond.tokens[:, 5:])
     p, c = eps_of(unet, Condition(weak), step), eps_of(unet, cond, step)
     assert relative(denoised(unet, DegradedCondition(), step, TOLD).eps, p + 7 * (c - p)) < 1e-5
 
@@ -234,6 +236,15 @@ def test_independent_has_the_embedding_s_moments() -> None:
         assert (ours.flatten(1).std(1) / own.flatten(1).std(1) - 1).abs().max() < 0.1
         assert relative(ours, own) > 0.5
     assert not torch.equal(weak.tokens, IndependentCondition().branches(conditions, STEPS[6])["weak"].condition.tokens)
+
+
+def test_independent_tells_the_true_sizes() -> None:
+    model = tiny_model(TINY_SDXL)
+    conditions = model.conditions(["a fish", "a dog"], noise=KeyedNoise(SEEDS), sizes=Sizes((8, 16)))
+    own, weak = conditions.cond, IndependentCondition().branches(conditions, STEPS[5])["weak"].condition
+    assert weak.vector.shape == own.vector.shape and own.sizes == own.vector.shape[1] - TINY_SDXL.text_2.projection
+    assert torch.equal(weak.vector[:, -own.sizes :], own.vector[:, -own.sizes :])
+    assert not torch.isclose(weak.vector[:, : -own.sizes], own.vector[:, : -own.sizes]).any()
 
 
 def test_autoguidance_is_its_formula(unet: UNet) -> None:
@@ -307,9 +318,46 @@ def test_cfg_plus_plus_is_classifier_free_whose_scale_depends_on_the_step(final:
         scale = 0.6 * step.now.sigma / (step.now.sigma - step.to.sigma)
         growing = run(double, ClassifierFree(scale), conditions, growing, [step])
     assert relative(ours, theirs) < 1e-12 and relative(ours, growing) < 1e-12
-    # a sampler of second order begins as DDIM does, from the same x_0 and eps
-    *_, (_, second, _) = dpmpp_2m(guided(networks(double), CFGPlusPlus(0.6), conditions), x_T, steps[:1])
-    assert relative(second, run(double, CFGPlusPlus(0.6), conditions, x_T, steps[:1])) < 1e-12
+
+
+def test_cfg_plus_plus_under_other_samplers_is_the_authors_loop() -> None:
+    """Their euler_cfg++, euler_a_cfg++ and dpm++_2m_cfg++, in y = x_t / signal; the last but for what it remembers."""
+    double, steps, shape = small_unet().double(), Schedule().steps(5), tuple(NOISE.shape)
+    conditions = Conditions(*(Condition(part.tokens.double()) for part in (CONDITIONS.cond, CONDITIONS.negative)), None)
+    draws = [torch.randn(shape, dtype=torch.float64) for _ in steps]
+    denoise = guided(networks(double), CFGPlusPlus(0.6), conditions)
+
+    def ours(sampler: Callable[..., Any]) -> Tensor:
+        left = iter(draws)
+        *_, (step, x_t, _) = sampler(denoise, NOISE.double(), steps, noise=lambda: next(left))
+        return x_t / step.to.signal
+
+    def theirs(kind: str, remembers: str = "u") -> Tensor:
+        y, old, left = NOISE.double() / steps[0].now.signal, None, iter(draws)
+        for i, step in enumerate(steps):
+            sigma, to = step.now.sigma, step.to.sigma
+            c, u = (
+                y - sigma * eps_of(double, part, step, x_t=y * step.now.signal)
+                for part in (conditions.cond, conditions.negative)
+            )
+            denoised = u + 0.6 * (c - u)
+            d, h = (y - u) / sigma, math.log(sigma / to)
+            if kind == "euler_a":
+                up = min(to, (to**2 * (sigma**2 - to**2) / sigma**2) ** 0.5)
+                y = denoised + d * (to**2 - up**2) ** 0.5 + next(left) * up
+            elif kind == "euler" or old is None or i == len(steps) - 1:
+                y = denoised + d * to
+            else:
+                r = math.log(steps[i - 1].now.sigma / sigma) / h
+                push = -math.exp(-h) * u - math.expm1(-h) * (denoised - old) / (2 * r)
+                y = denoised + push + math.exp(-h) * y
+            old = {"u": u, "guided": denoised}[remembers]
+        return y
+
+    assert relative(ours(euler), theirs("euler")) < 1e-12
+    assert relative(ours(euler_ancestral), theirs("euler_a")) < 1e-12
+    assert relative(ours(dpmpp_2m), theirs("2m", "guided")) < 1e-12
+    assert relative(ours(dpmpp_2m), theirs("2m")) > 1e-4
 
 
 # --- over the steps ---------------------------------------------------------------------------------------------------

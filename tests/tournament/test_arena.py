@@ -58,8 +58,8 @@ def enter(place: Path, tiny_folder: Path) -> Callable[..., int]:
         asked = [f"hydra.searchpath=[file://{place / 'conf'}]", "model=file", f"model.path={tiny_folder}"]
         asked += ["model.subject=emoji", "dtype=float32", "sampler.steps=5", "batch_size=8", "bootstrap.resamples=20"]
         asked += ["league=quick", "league.prompts=4", "league.tuning_prompts=2", "league.curve=[1.0,3.0,30.0]"]
-        asked += ["league.pictures=2", f"judge={place / 'judge'}", "~measures.emoji.word_choice"]
-        asked += [f"out={place / 'out'}"]
+        asked += ["league.knob_prompts=3", "league.pictures=2", f"judge={place / 'judge'}"]
+        asked += ["~measures.emoji.word_choice", f"out={place / 'out'}"]
         asked += ["++measures.emoji.effective_scale.packages=[guidance,samplers,toys]", f"icons={place / 'none'}"]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["experiments/arena.py", *asked, *overrides])
@@ -107,11 +107,11 @@ def test_a_guidance_of_ones_own_has_a_row_with_intervals(out: Path) -> None:
 
 def test_each_row_is_drawn_again_by_its_command(out: Path, cli: Callable[..., Outcome], tmp_path: Path) -> None:
     rows = told(out)["rows"]
-    assert {row["role"] for row in rows} == {"curve", "tuning", "defaults", "evaluations", "followed"}
+    assert {row["role"] for row in rows} == {"curve", "tuning", "defaults", "knob", "evaluations", "followed"}
     for row in (row for row in rows if row["role"] not in ("curve", "tuning") or row["nominal"] == 3):
         python, *words = shlex.split(row["command"])
         assert (python, words[:2]) == ("python", ["-m", "experiments.sample"])
-        again = tmp_path / row["name"].replace("/", "_")
+        again = tmp_path / re.sub("[/=]", "_", row["name"])
         assert cli("sample", *(word.replace("FOLDER", str(again)) for word in words[2:])).status == 0
         first, second = (
             {record["file"]: record["sha256"] for record in read_lines(folder / "samples.jsonl")}
@@ -129,6 +129,22 @@ def test_following_step_by_step_makes_a_scheduled_guidance_itself(out: Path) -> 
         )
         assert abs(ours - theirs).max() <= 1
     assert row_of(out, "interval/defaults")["cosine"] == pytest.approx(1, abs=1e-4)
+
+
+def test_further_values_of_the_knob_are_drawn_on_the_first_prompts(out: Path) -> None:
+    """And compared with the curve there; with no control of a drawing of its own."""
+    first = {record["file"]: record["seed"] for record in read_lines(out / "cells/interval/defaults/samples.jsonl")}
+    pictures = set[str]()
+    for setting, each in (("stop=0.6", 7), ("stop=1.0", 9)):  # of 5 steps 2 or 4 lie in the interval
+        row = row_of(out, f"interval/{setting}")
+        assert (row["role"], row["evaluations"], row["pictures"]) == ("knob", each, 6)
+        records = read_lines(out / f"cells/interval/{setting}/samples.jsonl")
+        assert {record["file"]: record["seed"] for record in records}.items() <= first.items()
+        pictures |= {record["sha256"] for record in records}
+        told_of = [one for one in told(out)["duels"] if one["row"] == row["name"] and one["column"] == "diversity"]
+        assert {one["control"] for one in told_of} >= {"nominal", "effective", "best"}
+        assert all(one["difference"][3] == 3 for one in told_of if one["difference"] is not None)
+    assert len(pictures) == 12
 
 
 def test_as_many_evaluations_are_as_many_steps(out: Path) -> None:
@@ -419,7 +435,7 @@ def test_a_second_model_s_verdicts_stand_beside_the_first_s(both: tuple[dict[str
     assert all(row["second"] == values.get(row["name"], {}) for row in joint["rows"])
     (mine,) = [row for row in joint["rows"] if row["name"] == "mine/defaults"]
     assert mine["second"]["diversity"] is not None and mine["second"]["diversity"] != mine["values"]["diversity"]
-    assert {row["role"] for row in other["rows"]} == {"curve", "tuning", "defaults"}  # no controls of their own
+    assert {row["role"] for row in other["rows"]} == {"curve", "tuning", "defaults", "knob"}  # no controls of their own
 
 
 def test_the_short_table_and_the_page_show_both(both: object, place: Path, out: Path) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 
 from experiments.files import UserError
 
+HOLDS, NOT, UNTOLD = "holds", "does not hold", "cannot be told"  # verdicts on a claim
+LEVEL = 0.05  # of p, below which one is told
 TIE = 1e-4  # scores closer than this differ by no more than arithmetic does
 CENTRED = (
     "of the run's pictures, the references kept; percentiles of the resamples, moved so that their mean is the value"
@@ -101,11 +103,17 @@ class Clustered(Estimate):
     freedom: int
 
     def p(self, null: float = 0) -> float | None:
-        """Two-sided p of a mean this far from `null`; None where there is no standard error."""
+        """Two-sided p of a mean this far from `null`; None where there is no standard error.
+
+        Values that are all alike have no variance, from which it would follow that nothing was left to chance: there it
+        is the sign test's, of as many as there are clusters of the kind that has fewer.
+        """
         if self.error is None:
             return None
         away = abs(self.value - null)
-        return student_p(away / self.error, self.freedom) if self.error else float(away == 0)
+        if self.error < 1e-12 < away:
+            return sign_test(self.freedom + 1, 0)
+        return student_p(away / self.error, self.freedom) if self.error else 1.0
 
 
 def two_way(values: Sequence[float] | np.ndarray, first: Sequence[Hashable], second: Sequence[Hashable]) -> Clustered:
@@ -166,6 +174,14 @@ def student_quantile(freedom: int, p: float = 0.05) -> float:
     return high
 
 
+def means_of(values: Sequence[float], clusters: Sequence[Hashable]) -> list[float]:
+    """Returns the mean of each cluster's values, in order of appearance."""
+    together: dict[Hashable, list[float]] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        together.setdefault(cluster, []).append(value)
+    return [sum(some) / len(some) for some in together.values()]
+
+
 def sign_test(wins: int, losses: int) -> float:
     """Returns the two-sided exact p of so uneven a split, were either side as likely to win."""
     n, ways, total = wins + losses, 1, 0
@@ -175,18 +191,35 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * total / 2**n)
 
 
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Returns the p corrected for their number, by Holm's step-down method; None where there is none."""
+    known = sorted((p, i) for i, p in enumerate(ps) if p is not None)
+    corrected: list[float | None] = [None] * len(ps)
+    largest = 0.0
+    for rank, (p, i) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        corrected[i] = largest
+    return corrected
+
+
 def compare_paired(
     ours: Sequence[float], theirs: Sequence[float], prompts: Sequence[Hashable], bootstrap: Bootstrap
 ) -> dict[str, Any]:
-    """Returns the mean difference of paired scores, and how often ours is the higher. Ties count for neither side."""
-    differences = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
-    won, lost = differences > TIE, differences < -TIE
+    """Returns the mean difference of paired scores, and how often ours is the higher. Ties count for neither side.
+
+    Where the bootstrap's unit is prompts, it is counted how often the mean over a prompt's pictures is the higher.
+    """
+    differences = (np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)).tolist()
+    means, asked = differences, list(prompts)
+    if bootstrap.unit == "prompts":
+        means, asked = means_of(differences, prompts), list(dict.fromkeys(prompts))
+    won, lost = (np.array(side) for side in ([m > TIE for m in means], [m < -TIE for m in means]))
     wins, losses = int(won.sum()), int(lost.sum())
     return {
-        "difference": bootstrap.mean(differences.tolist(), prompts),
-        "win_rate": bootstrap.ratio(won, won | lost, prompts) if wins + losses else None,
+        "difference": bootstrap.mean(differences, prompts),
+        "win_rate": bootstrap.ratio(won, won | lost, asked) if wins + losses else None,
         "wins": wins,
         "losses": losses,
-        "ties": len(differences) - wins - losses,
+        "ties": len(means) - wins - losses,
         "p": sign_test(wins, losses),
     }

@@ -166,5 +166,5 @@ def versus_rows(score: str, found: dict[str, Any]) -> list[tuple[str, str, str, 
     """Returns the lines of a comparison."""
     rows = [(f"  {score}, less the other run's", *cells(found["difference"]))]
     if found["win_rate"]:
-        rows.append((f"  {score}, won of {found['wins'] + found['losses']}", *cells(found["win_rate"])))
+        rows.append((f"  {score}, higher in, of {found['wins'] + found['losses']}", *cells(found["win_rate"])))
     return [*rows, (f"    {found['ties']} ties, sign test p", f"{found['p']:.3g}", "", "")]

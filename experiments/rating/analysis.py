@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from experiments.files import UserError
-from experiments.metrics.estimates import Clustered, Estimate, numbered, sign_test
+from experiments.metrics.estimates import HOLDS, LEVEL, NOT, UNTOLD, Clustered, Estimate, holm, numbered
 from experiments.rating.agreement import alpha, kappa, nominal, ordinal
 from experiments.rating.answers import Answer, Rater, clusters, narrowed, raters
-from experiments.rating.statistics import holm, share
+from experiments.rating.statistics import share
 from experiments.rating.tables import Analysis, Labels, Options, Row, Table, by_question, titled
 
-HOLDS, NOT, UNTOLD = "holds", "does not hold", "cannot be told"
 STACKED_BELOW = 700  # CSS pixels: narrower windows show the pictures of a pair one above the other
 
 
@@ -91,26 +90,14 @@ def analysed(
 def verdicts(
     answers: Sequence[Answer], analysis: Analysis, labels: Labels, claims: Sequence[dict[str, Any]]
 ) -> list[Verdict]:
-    """Returns what becomes of the claims, at 5 % for all together."""
+    """Returns what becomes of the claims, at LEVEL for all together."""
     found = [analysis.claimed(narrowed(answers, claim), claim, labels) for claim in claims]
-    ps = [None if one is None else chance(one) for one in found]
-    adjusted = iter(holm([p for p in ps if p is not None]))
-    holms = [None if p is None else next(adjusted) for p in ps]
+    holms = holm([None if one is None else one.p() for one in found])
     return [Verdict(claim["say"], one, p, judged(one, p)) for claim, one, p in zip(claims, found, holms, strict=True)]
 
 
-def chance(found: Clustered) -> float | None:
-    """Returns the two-sided p by which a claim is judged.
-
-    Answers that are all alike have no variance, from which it would follow that nothing was left to chance: there it is
-    the sign test's, of as many as there are prompts or raters, whichever are fewer.
-    """
-    alike = found.error is not None and found.error < 1e-12 < abs(found.value)
-    return sign_test(found.freedom + 1, 0) if alike else found.p()
-
-
 def judged(found: Clustered | None, p: float | None) -> str:
-    if found is None or p is None or p >= 0.05:
+    if found is None or p is None or p >= LEVEL:
         return UNTOLD
     return HOLDS if found.value > 0 else NOT
 

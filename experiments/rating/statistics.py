@@ -69,12 +69,3 @@ def centred(values: Values, raters: Clusters) -> np.ndarray:
     """Returns the values less their rater's mean."""
     x, r = np.asarray(values, dtype=float), numbered(raters)
     return x - (np.bincount(r, x) / np.bincount(r))[r]
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Returns the p of several claims, adjusted so that the chance of any false one is kept (Holm 1979)."""
-    found, largest = [0.0] * len(ps), 0.0
-    for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[i]))
-        found[i] = largest
-    return found

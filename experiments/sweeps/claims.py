@@ -19,13 +19,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from experiments.files import UserError
-from experiments.metrics.estimates import Estimate
+from experiments.metrics.estimates import HOLDS, LEVEL, NOT, UNTOLD, Estimate, holm
 from experiments.sweeps.differences import Difference, Pairs, Pooled, difference, some
 from experiments.sweeps.folder import Axes, Cell, Sweep, is_number, with_planned
 from experiments.sweeps.provenance import unequal
 
-HOLDS, NOT, UNTOLD = "holds", "does not hold", "cannot be told"
-LEVEL = 0.05  # of corrected p, for the reading of two models together
 SIGNS = {"higher": 1, "rising": 1, "lower": -1, "falling": -1}
 Groups = dict[Hashable, tuple[Cell, ...]]  # cells by what they have on all other axes
 
@@ -82,7 +80,7 @@ class Claim:
         notes = [*lacking, *found.notes, *matching.notes]
         if found.estimate is None or lacking:
             return self.untold(notes, found)
-        outcome = judged(found.estimate, self.sign)
+        outcome = judged(found, self.sign)
         return ClaimVerdict(self.say, self.measure, interval_text(found.estimate), outcome, "; ".join(notes), found.p)
 
     def untold(self, notes: Sequence[str], found: Difference | None = None) -> ClaimVerdict:
@@ -171,7 +169,10 @@ class OnCurve(Claim):
 
 @dataclass(frozen=True, kw_only=True)
 class Trend(Claim):
-    """From each number on an axis to the next, and from the first to the last."""
+    """From each number on an axis to the next, and from the first to the last.
+
+    It does not hold where some step goes the other way, by a p that is corrected for the number of steps (Holm).
+    """
 
     along: str
     at: Axes = field(default_factory=dict)
@@ -189,13 +190,18 @@ class Trend(Claim):
             return self.untold(lacking)
         if whole.estimate is None:
             return self.untold(["not measured along the axis"])
-        against = [name for name, found in steps.items() if found.estimate and judged(found.estimate, self.sign) == NOT]
-        note = "no step goes the other way beyond its interval"
-        if against:
-            note = f"the other way from {', '.join(against)}"
-        outcome = NOT if against else judged(whole.estimate, self.sign)
+        corrected = holm([found.p if self.back(found) else 1.0 for found in steps.values()])
+        against = {name: p for name, p in zip(steps, corrected, strict=True) if p is not None and p < LEVEL}
         text = f"{interval_text(whole.estimate)} from {values[0]} to {values[-1]}"
-        return ClaimVerdict(self.say, self.measure, text, outcome, note, whole.p)
+        if against:
+            note = f"the other way from {', '.join(against)}, which p is of"
+            return ClaimVerdict(self.say, self.measure, text, NOT, note, min(against.values()))
+        note = "no step goes the other way beyond chance"
+        return ClaimVerdict(self.say, self.measure, text, judged(whole, self.sign), note, whole.p)
+
+    def back(self, found: Difference) -> bool:
+        """Whether a step goes the other way, be it by chance."""
+        return found.estimate is not None and self.sign * found.estimate.value < 0
 
     def between(self, cells: Sequence[Cell], here: float, there: float) -> Difference:
         ours, theirs = (grouped([c for c in cells if c.axes[self.along] == v], {self.along}) for v in (here, there))
@@ -272,17 +278,6 @@ def at_value(record: dict[str, Any], axis: str, value: Any) -> dict[str, Any]:
     return {**record, **narrowed, "say": f"{record['say']} ({value})"}
 
 
-def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Returns the p corrected for their number, by Holm's step-down method; None where there is none."""
-    known = sorted((p, i) for i, p in enumerate(ps) if p is not None)
-    corrected: list[float | None] = [None] * len(ps)
-    largest = 0.0
-    for rank, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, (len(known) - rank) * p))
-        corrected[i] = largest
-    return corrected
-
-
 def grouped(cells: Sequence[Cell], axes: set[str]) -> Groups:
     """Returns the cells by the values that they have on all other axes."""
     found: Groups = {}
@@ -315,11 +310,14 @@ def gaps(groups: Groups, where: Axes) -> tuple[str, ...]:
     return (f"some cells are missing at {some(missing)}",) if missing else ()
 
 
-def judged(found: Estimate, sign: int) -> str:
-    """Returns the outcome for a difference that should have this sign."""
-    if found.low is None or found.high is None or found.low <= 0 <= found.high:
+def judged(found: Difference, sign: int) -> str:
+    """Returns the outcome for a difference that should have this sign: told by its interval, and by its p."""
+    one = found.estimate
+    if one is None or one.low is None or one.high is None or one.low <= 0 <= one.high:
         return UNTOLD
-    return HOLDS if sign * found.value > 0 else NOT
+    if found.p is not None and found.p >= LEVEL:
+        return UNTOLD
+    return HOLDS if sign * one.value > 0 else NOT
 
 
 def p_text(p: float | None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.metrics.estimates import TIE, Estimate, sign_test, two_way
+from experiments.metrics.estimates import TIE, Estimate, means_of, sign_test, two_way
 from experiments.sweeps.folder import Cell
 
 SCENES = ("seed", "count", "layouts", "tinted")  # settings of a study that say which scenes it looks at
@@ -96,7 +96,7 @@ def unmeasured(pairs: Pairs, measure: str, than: str) -> list[str]:
 def by_pictures(pairs: Sequence[tuple[Pooled, Pooled]], measure: str, than: str) -> Difference:
     """Compares pictures of the same prompt and seed; clusters are as bootstrap.unit says, see conf/ablate.yaml.
 
-    The sign test counts each prompt and seed once, by the mean over the pairs in which it occurs.
+    The sign test counts each prompt, or each prompt and seed, once: by the mean over the pairs in which it occurs.
     """
     values, clusters, lacking, means = list[float](), list[tuple[Hashable, Hashable]](), list[str](), {}
     for here, there in pairs:
@@ -111,8 +111,9 @@ def by_pictures(pairs: Sequence[tuple[Pooled, Pooled]], measure: str, than: str)
             means[here.name] = float(np.mean(values[-len(files) :]))
     if not values:
         return Difference(None, lacking=(*lacking, "no picture has a score on both sides"))
-    estimate = clustered(values, clusters, unit_of(pairs[0][0], measure))
-    notes = [who_wins(values, clusters), *other_way(means, estimate.value)]
+    unit = unit_of(pairs[0][0], measure)
+    estimate = clustered(values, clusters, unit)
+    notes = [who_wins(values, clusters, unit), *other_way(means, estimate.value)]
     return Difference(Estimate(estimate.value, estimate.low, estimate.high, estimate.count), estimate.p(), tuple(notes),
                       tuple(lacking))  # fmt: skip
 
@@ -130,13 +131,11 @@ def unit_of(side: Pooled, measure: str) -> str:
     return str(bootstrap.get("unit", "pictures"))
 
 
-def who_wins(values: Sequence[float], clusters: Sequence[Hashable]) -> str:
-    together: dict[Hashable, list[float]] = {}
-    for value, cluster in zip(values, clusters, strict=True):
-        together.setdefault(cluster, []).append(value)
-    means = [sum(some) / len(some) for some in together.values()]
+def who_wins(values: Sequence[float], clusters: Sequence[tuple[Hashable, Hashable]], unit: str) -> str:
+    means = means_of(values, [prompt for prompt, _ in clusters] if unit == "prompts" else clusters)
     wins, losses = sum(mean > TIE for mean in means), sum(mean < -TIE for mean in means)
-    of = f" {len(means)} prompts and seeds," if len(means) < len(values) else ""
+    what = "prompts" if unit == "prompts" else "prompts and seeds"
+    of = f" {len(means)} {what}," if len(means) < len(values) else ""
     if not wins + losses:
         return f"of{of} none differs" if of else "no picture differs"
     p = f"sign test p = {sign_test(wins, losses):.2g}"
@@ -150,7 +149,10 @@ def other_way(means: dict[str, float], whole: float) -> list[str]:
 
 
 def by_estimates(pairs: Sequence[tuple[Pooled, Pooled]], measure: str, than: str) -> Difference:
-    """Compares estimates, taken as normal; here and there as independent."""
+    """Compares estimates, taken as normal; here and there as independent, but for two measures of one cell.
+
+    Of those it is not known how they hang together: their deviations are added, as if one rose where the other falls.
+    """
     values, deviations, lacking, means = [], [], list[str](), {}
     for here, there in pairs:
         ours, theirs = here.estimate(measure), there.estimate(than)
@@ -158,7 +160,8 @@ def by_estimates(pairs: Sequence[tuple[Pooled, Pooled]], measure: str, than: str
             lacking.append(f"there is no interval in {here.name if ours is None else there.name}")
             continue
         values.append(ours[0] - theirs[0])
-        deviations.append(math.hypot(ours[1], theirs[1]))
+        of_one = here.cells == there.cells
+        deviations.append(ours[1] + theirs[1] if of_one else math.hypot(ours[1], theirs[1]))
         means[here.name] = values[-1]
     if lacking:
         return Difference(None, lacking=tuple(lacking))

@@ -17,8 +17,8 @@ import numpy as np
 from omegaconf import DictConfig
 
 from experiments.files import UserError
-from experiments.metrics.estimates import TIE, Estimate, two_way
-from experiments.sweeps.claims import UNTOLD, holm, reading
+from experiments.metrics.estimates import LEVEL, TIE, UNTOLD, Estimate, holm, two_way
+from experiments.sweeps.claims import reading
 from experiments.sweeps.differences import Pooled, by_estimates
 from experiments.sweeps.folder import Cell, cells
 from experiments.tournament.plan import Method
@@ -31,7 +31,6 @@ CONTROLS = {
     "best": "at its best scale",
 }
 BETTER, WORSE = "better", "worse"
-LEVEL = 0.05
 Control = tuple[Pooled | None, str]  # the cells of a control, and how they were found; or why there are none
 
 

@@ -122,6 +122,8 @@ def test_ties_count_for_neither_side() -> None:
     assert found["p"] == sign_test(3, 1)
     assert found["difference"].value == pytest.approx(4 / 5, abs=1e-5)
     assert compare_paired([1, 1], [1, 1], range(2), Bootstrap(10))["win_rate"] is None
+    by_prompt = compare_paired([1, 2, 0, 5], [0, 0, 1, 4], "aabb", Bootstrap(10, unit="prompts"))
+    assert (by_prompt["wins"], by_prompt["losses"], by_prompt["ties"], by_prompt["p"]) == (1, 0, 1, 1)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9, 30, 101])
@@ -187,7 +189,7 @@ def test_two_way_leaves_out_a_kind_of_one_cluster() -> None:
         assert found.freedom == 9
     assert two_way([1, 3], "aa", "bb") == Clustered(2, None, None, 2, None, 0)
     assert two_way([1, 3], "aa", "bb").p() is None
-    assert two_way([1, 1], "ab", "ab").p() == 0
+    assert two_way([1, 1], "ab", "ab").p() == 0.5  # of the sign test: alike, but only two
     assert two_way([1, 1], "ab", "ab").p(1) == 1
 
 

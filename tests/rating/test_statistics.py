@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from choix.opt import PairwiseFcts
 
-from experiments.metrics.estimates import student_quantile, two_way
+from experiments.metrics.estimates import holm, student_quantile, two_way
 from experiments.rating.agreement import Metric, alpha, kappa, nominal
 from experiments.rating.bradley_terry import RIDGE, bradley_terry
-from experiments.rating.statistics import centred, contrast, holm, pigeonhole, share
+from experiments.rating.statistics import centred, contrast, pigeonhole, share
 
 
 @pytest.mark.parametrize(("level", "metric"), [("ordinal", None), ("nominal", nominal)])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments.metrics.estimates import student_quantile
-from experiments.sweeps.claims import HOLDS, NOT, UNTOLD, holm, verdicts
+from experiments.metrics.estimates import HOLDS, NOT, UNTOLD, holm, student_quantile
+from experiments.sweeps.claims import verdicts
 from experiments.sweeps.folder import open_sweep
 from experiments.sweeps.provenance import not_alike
 
@@ -111,6 +111,39 @@ def test_against_another_measure_of_the_same_cells(tmp_path: Path) -> None:
     cells = [({"method": "old"}, {"m": BASE}), ({"method": "new"}, {"m": [3.0] * 40})]
     (found,) = verdicts(open_sweep(make_sweep(tmp_path, cells, [claim])))
     assert (found.verdict, found.found) == (HOLDS, "+3 (+3 to +3), 40 pairs")
+
+
+def test_two_measures_of_one_cell_are_not_taken_as_independent(tmp_path: Path) -> None:
+    """Standard deviations of 1/1.96 each: of the difference at most 2/1.96."""
+    claim = {"say": "x", "measure": "m", "expect": "higher", "here": {"method": "new"}, "than": "n"}
+    (found,) = verdicts(open_sweep(make_sweep(tmp_path, [({"method": "new"}, {"m": 5.0, "n": 3.0})], [claim])))
+    assert found.found == "+2 (+0 to +4), 1 pair"
+
+
+@pytest.mark.parametrize(("pictures", "verdict"), [(3, UNTOLD), (8, HOLDS)])
+def test_a_few_pictures_that_all_differ_alike_show_nothing(tmp_path: Path, pictures: int, verdict: str) -> None:
+    claim = {"say": "x", "measure": "m", "expect": "higher", "here": {"method": "new"}, "there": {"method": "old"}}
+    cells = [({"method": "old"}, {"m": [1.0] * pictures}), ({"method": "new"}, {"m": [2.0] * pictures})]
+    (found,) = verdicts(open_sweep(make_sweep(tmp_path, cells, [claim])))
+    assert (found.verdict, found.p) == (verdict, 2 / 2**pictures)
+
+
+def test_a_trend_is_undone_by_a_step_only_beyond_chance(tmp_path: Path) -> None:
+    """Of many steps some go the other way by chance: their p are corrected, and the verdict's p is theirs."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=40)
+    back = -0.4 * noise.std() + noise - noise.mean()  # from step 4 to 5, with a p between 0.05 / 8 and 0.05
+    levels = [[v + 3.0 * k for v in BASE] for k in range(5)]
+    levels += [[a + b for a, b in zip(levels[-1], back, strict=True)]]
+    levels += [[v + 100.0 + k for v in BASE] for k in range(3)]
+    claim = {"say": "x", "measure": "m", "expect": "rising", "along": "steps"}
+    cells = [({"steps": k}, {"m": scores}) for k, scores in enumerate(levels)]
+    (many,) = verdicts(open_sweep(make_sweep(tmp_path / "many", cells, [claim])))
+    (few,) = verdicts(open_sweep(make_sweep(tmp_path / "few", cells[4:6], [claim | {"expect": "falling"}])))
+    assert 0.05 / 8 < few.p < 0.05 and few.verdict == HOLDS
+    assert many.verdict == HOLDS and "beyond chance" in many.note
+    (two,) = verdicts(open_sweep(make_sweep(tmp_path / "two", [cells[i] for i in (4, 5, 8)], [claim])))
+    assert 2 * few.p < 0.05 and (two.verdict, two.p) == (NOT, pytest.approx(2 * few.p))
 
 
 def frontier(tmp_path: Path, effective: float, ours: float, at: str) -> Any:

@@ -8,7 +8,7 @@ The sweep's folder holds sweep.json, what all cells have in common, and, when th
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from experiments import files
+from experiments.files import say, write
 from experiments.run import cli
 from experiments.sweeps import progress
 from experiments.sweeps.cells import measure_cell, written
@@ -22,10 +22,15 @@ def main(cfg: DictConfig) -> None:
     cell = enter(cfg, HydraConfig.get())
     try:
         cell.note()
-        results, missing = measure_cell(cfg, cell.folder)
+        measured = measure_cell(cfg, cell.folder)
+        if measured is None:
+            progress.clear()
+            say(f"{cfg.cell}: drawn, but for other shards' pictures: the last of them measures it")
+            return
+        results, missing = measured
         cell.note(measures=written(cfg, cell.axes), unmeasured=missing)
     except Exception as error:
-        files.write(cell.folder / "error.txt", f"{type(error).__name__}: {error}\n")
+        write(cell.folder / "error.txt", f"{type(error).__name__}: {error}\n")
         progress.cell_failed()
         raise
     (cell.folder / "error.txt").unlink(missing_ok=True)

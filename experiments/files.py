@@ -65,13 +65,13 @@ def say(line: str) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = ".lock") -> Iterator[None]:
     """Keeps other processes, on this machine or on others that share the folder, out of the same block.
 
-    The lock is a POSIX record lock on FOLDER/.lock, which NFS passes on to its server; a killed process loses its own.
-    It does not keep threads of one process apart, and is not to be nested.
+    The lock is a POSIX record lock on FOLDER/NAME, which NFS passes on to its server; a killed process loses its own.
+    It does not keep threads of one process apart, and one name is not to be nested.
     """
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX)
         yield

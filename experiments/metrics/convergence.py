@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
+from experiments.files import locked
 from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.again import job_of
 from experiments.metrics.folders import FinishedRun
@@ -44,7 +45,11 @@ class Convergence:
         if draws_noise(OmegaConf.create(run.config["sampler"]), job.machine.model.config.schedule):
             raise Unmeasurable("the sampler draws noise: its pictures do not converge to one")
         folder = Path(self.folder or run.folder) / f"converged-{digest(job.settings)}"
-        with Logger(OmegaConf.create({"name": "none"}), {}, folder) as logger:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            locked(folder, ".drawing"),  # cells that are measured at the same time may want the same
+            Logger(OmegaConf.create({"name": "none"}), {}, folder) as logger,
+        ):
             draw.draw(job, folder, logger)
         found, exact = (load_file(place / "latents.safetensors")["x_0"] for place in (run.folder, folder))
         errors = distances(found, exact)

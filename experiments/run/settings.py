@@ -239,6 +239,12 @@ SETTINGS = {
     "taste.rater": number(0),
     "taste.tie": number(0),
     # training
+    "part.steps": COUNT,
+    "part.batch": COUNT,
+    "part.micro": COUNT,
+    "part.lr": number(0),
+    "part.warmup": whole(0),
+    "part.cooldown": whole(0) | NULL,
     "save_seconds": number(0),
     "log_every": COUNT,
     "picture_every": COUNT,

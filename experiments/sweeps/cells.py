@@ -25,8 +25,8 @@ COLUMNS = 6  # steps on the sheets of a cell's attention
 Measured = tuple[dict[str, dict[str, Any]], dict[str, str]]  # results by the measures' names; why others are missing
 
 
-def measure_cell(cfg: DictConfig, folder: Path) -> Measured:
-    """Returns a cell's results, all of them stored in its folder."""
+def measure_cell(cfg: DictConfig, folder: Path) -> Measured | None:
+    """Returns a cell's results, all of them stored in its folder; None while other shards' pictures are missing."""
     return (study if cfg.study is not None else pictures)(cfg, folder)
 
 
@@ -49,8 +49,8 @@ def asked(cfg: DictConfig) -> DictConfig:
     return config
 
 
-def pictures(cfg: DictConfig, folder: Path) -> Measured:
-    """Draws, measures and logs a cell of pictures. Nothing is measured before all shards are done."""
+def pictures(cfg: DictConfig, folder: Path) -> Measured | None:
+    """Draws, measures and logs a cell of pictures; None, and nothing is measured, before all shards are done."""
     job = draw.prepare(asked(cfg), Kept.load)
     observing = observers(cfg)
     worded = job.machine.model.config.condition == "text"  # else there are no words whose maps could be drawn
@@ -62,7 +62,7 @@ def pictures(cfg: DictConfig, folder: Path) -> Measured:
 
     with CellLogger(logger_settings(cfg), resolved(cfg), folder, len(job.request.pictures)) as logger:
         if draw.draw(job, folder, logger, watch) is None:
-            return {}, {}
+            return None
         if maps and not (folder / "semantics.png").exists():  # the pictures were there already
             first = draw.batch_of(job, 0, min(job.request.together, len(job.request.batches[0])))
             draw.draw_batch(job.machine, first, lambda: None, [Sheets(job, COLUMNS, folder)])

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from experiments.files import UserError, atomically, difference, say, write
 from experiments.pictures import save_png
 from experiments.run import build
+from experiments.run.contents import digest_of
 from experiments.run.logger import Logger
 from experiments.training.parts import Part
 from experiments.training.recipes import Examples, build_part, data_group, load_examples
@@ -101,8 +102,8 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float, cooldown: int
     if cooldown is None:
         left = 0.5 * (1 + math.cos(math.pi * step / steps))
     else:
-        left = 1 - math.sqrt(max(0, step - (steps - cooldown)) / cooldown)
-    return peak * min(1.0, (step + 1) / warmup) * left
+        left = 1 - math.sqrt(max(0, step - (steps - cooldown)) / max(cooldown, 1))
+    return peak * min(1.0, (step + 1) / max(warmup, 1)) * left
 
 
 def micro_batches(cfg: DictConfig, examples: Examples, steps: range, team: "Team") -> Iterator[Any]:
@@ -229,9 +230,12 @@ class Progress:
         self.checkpoint = self.out / "checkpoint.pt"
         # a checkpoint is resumed only under the recipe that made it; where things lie is no part of that
         self.recipe = resolved(OmegaConf.masked_copy(cfg, ["part", data_group(cfg), "seed", "bf16"]))
+        self.recipe |= {"what is given": given_to(part)}
         self.out.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
             state.load(self.checkpoint, self.recipe)
+        elif (self.out / "model").exists():
+            raise UserError(f"{self.out}/model is another training's: choose another out=FOLDER, or put it elsewhere")
         self.steps = range(state.step, min(cfg.part.steps, cfg.stop_after or cfg.part.steps))
         self.logger = Logger(cfg.logger, resolved(cfg), self.out) if writes else None
         self.counted = self.saved = time.time()
@@ -289,6 +293,13 @@ class Progress:
             if self.steps.stop == self.cfg.part.steps:
                 with self.state.averaged():
                     say(self.part.finish(self.held_out, self.out))
+
+
+def given_to(part: Part) -> str:
+    """Returns a hash of the parameters that a part does not train: the autoencoder's and the text encoder's."""
+    trained = {id(parameter) for parameter in part.network.parameters()}
+    given = {name: value for name, value in part.named_parameters() if id(value) not in trained}
+    return digest_of(repr(list(given)), [nn.ParameterList(given.values())]) if given else ""
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:

@@ -276,6 +276,7 @@ def test_a_wrong_setting_is_one_line(
         ("data.reference", ["out=x", "split=test"], "split=test: must be train or held_out"),
         ("subset", ["prompts=two_objects", "repeats=0"], "repeats=0"),
         ("train", ["part=small/clip", "seed=-1"], "seed=-1"),
+        ("train", ["part=small/clip", "part.micro=0"], "part.micro=0: must be a whole number of at least 1"),
         ("train", ["part=small/clip", "bf16=yes please"], "bf16=yes please: must be true or false"),
         ("demo", ["n=few"], "n=few"),
         ("raters", ["action=make", "study=x", "seed=-1"], "seed=-1"),

@@ -195,6 +195,23 @@ def test_a_checkpoint_of_another_config_is_refused_by_the_difference(folder, tmp
         verb.train(config(folder, "autoencoder", f"out={tmp_path}", "part.batch=6"))
 
 
+def test_a_checkpoint_made_with_another_autoencoder_is_refused(folder, tmp_path):
+    verb.train(config(folder, "unet", f"out={tmp_path}", "stop_after=1"))
+    state = torch.load(folder / "autoencoder" / "checkpoint.pt", weights_only=True)
+    for value in state["ema"].values():
+        value.mul_(1.01)
+    torch.save(state, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"another config \(what is given was "):
+        verb.train(config(folder, "unet", f"out={tmp_path}", f"autoencoder={tmp_path / 'other.pt'}"))
+
+
+def test_a_model_of_another_training_is_no_place_to_begin(folder, tmp_path):
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ValueError, match=r"model is another training's: choose another out=FOLDER"):
+        verb.train(config(folder, "unet", f"out={tmp_path}"))
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
 def test_a_full_disk_leaves_the_last_checkpoint_whole(folder, tmp_path, monkeypatch):
     checkpoint = checkpoint_of(config(folder, "autoencoder", f"out={tmp_path}", "stop_after=2"))
     before = checkpoint.read_bytes()
@@ -587,6 +604,7 @@ def test_with_a_cooldown_the_rate_stays_until_the_last_steps():
     assert rates[76] == pytest.approx(2.0 * (1 - 0.2))
     assert rates[75:] == sorted(rates[75:], reverse=True)
     assert rates[100] == 0.0
+    assert [verb.learning_rate(step, 100, 0, 2.0, 0) for step in range(100)] == [2.0] * 100
 
 
 def test_a_training_is_made_longer_or_shorter_before_its_cooldown_alone(folder, tmp_path):

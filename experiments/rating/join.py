@@ -1,5 +1,6 @@
 """Finished runs, cells of a sweep and folders of pictures, joined on prompt and seed."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from experiments.files import UserError, read_lines
+from experiments.files import UserError
 from experiments.metrics.folders import open_reference, open_run
 from experiments.rating.kinds import METHODS
 from experiments.run.prompts import read_prompts
@@ -120,7 +121,13 @@ def bands_of(subset: Path) -> dict[str, str | None]:
     if not subset.is_file():
         raise UserError(f"subset={subset}: there is no such file")
     bands = dict[str, str | None]()
-    for number, line in enumerate(read_lines(subset), 1):
+    for number, text in enumerate(subset.read_text(encoding="utf-8").split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"subset={subset}, line {number}: not JSON: {error}") from error
         if not isinstance(line, dict) or not isinstance(line.get("prompt"), str):
             raise UserError(f"subset={subset}, line {number}: has no prompt")
         band = line.get("band", line.get("percentile"))

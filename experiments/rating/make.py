@@ -290,11 +290,15 @@ def study(cfg: dict[str, Any]) -> tuple[Study, Items]:
     names = cfg["labels"] or labels(folders)
     if len(names) != len(folders) or len(set(names)) < len(names):
         raise UserError(f"labels={names}: must be one for each of the {len(folders)} runs, all different")
-    check(cfg, kind, len(folders))
+    claims = check(cfg, kind, len(folders))
     sources = [source(folder, str(name)) for folder, name in zip(folders, names, strict=True)]
     subset, captions = (Path(cfg[key]) if cfg[key] is not None else None for key in ("subset", "captions"))
     made = Items(join(sources, subset, captions, cfg["seeds"]) if sources else [], sources)
     slots = plans(made, kind, wanted)
+    bands = sorted({item.band for item in made.items if item.band is not None})
+    wrong = [claim["band"] for claim in claims if claim["band"] not in (None, *bands)]
+    if bands and wrong:  # without any, a claim of one cannot be told
+        raise UserError(f"claims: band={wrong[0]}: must be one of {', '.join(bands)}")
     minutes = minutes_of(max(len(slot.plan) for slot in slots))
     return Study(
         kind=cfg["kind"],
@@ -305,7 +309,7 @@ def study(cfg: dict[str, Any]) -> tuple[Study, Items]:
         items=tuple(made.items),
         slots=tuple(slots),
         rules=cfg["rules"],
-        claims=[dict.fromkeys(("question", "group", "band")) | claim for claim in cfg["claims"]],
+        claims=claims,
         seed=wanted.seed,
     ), made
 
@@ -315,17 +319,21 @@ def wanted_of(cfg: dict[str, Any]) -> Wanted:
     return Wanted(groups, **{key: cfg[key] for key in (f.name for f in fields(Wanted)) if key != "groups"})
 
 
-def check(cfg: dict[str, Any], kind: Kind, methods: int) -> None:
-    """Raises UserError for claims that the analysis could not judge."""
+def check(cfg: dict[str, Any], kind: Kind, methods: int) -> list[dict[str, Any]]:
+    """Returns the claims, each with all keys. Raises UserError for one that the analysis could not judge."""
     groups, questions = [set(cfg["groups"] or {"all"}), {question["name"] for question in kind.questions}]
     options = {name for q in kind.questions for play in kind.plays(q, METHODS[:methods]) for name in play}
     for claim in cfg["claims"]:
         known = {"say": None, "higher": options, "lower": options, "question": questions, "group": groups, "band": None}
+        if not isinstance(claim, dict):
+            raise UserError(f"claims: {claim}: must be settings: say, higher, and perhaps lower, question, group, band")
         if claim.keys() - known.keys() or not {"say", "higher"} <= claim.keys():
             raise UserError(f"claims: {claim}: must have say and higher, and may have lower, question, group, band")
         for key, names in known.items():
             if names is not None and claim.get(key) is not None and claim[key] not in names:
                 raise UserError(f"claims: {key}={claim[key]}: must be one of {', '.join(sorted(names))}")
+    told = [dict.fromkeys(("question", "group", "band")) | claim for claim in cfg["claims"]]
+    return [claim | {"band": None if claim["band"] is None else str(claim["band"])} for claim in told]
 
 
 def texts(about: dict[str, str], minutes: int, pictures: bool) -> dict[str, list[str]]:

@@ -29,7 +29,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from experiments.files import UserError
+from experiments.files import UserError, as_user_error
 from experiments.rating.store import CONSENTED, Rater, Store, answer_of
 from experiments.rating.study import Study
 
@@ -103,13 +103,20 @@ class Address:
 
     @property
     def origins(self) -> set[str]:
-        local = {f"http://{host}:{self.port}" for host in ("127.0.0.1", "localhost")}
-        told = urlsplit(self.url)
-        return {f"{told.scheme}://{told.netloc}"} | (local if is_loopback(self.host) else set())
+        local = {origin_of(f"http://{host}:{self.port}") for host in ("127.0.0.1", "localhost")}
+        return {origin_of(self.url)} | (local if is_loopback(self.host) else set())
 
     @property
     def hosts(self) -> list[str]:
         return sorted({urlsplit(origin).hostname or "" for origin in self.origins})
+
+
+def origin_of(url: str) -> str:
+    """Returns the origin of an address as browsers tell it: in small letters, without the scheme's own port."""
+    told = urlsplit(url)
+    host = f"[{told.hostname}]" if ":" in (told.hostname or "") else told.hostname
+    own = told.port in (None, {"http": 80, "https": 443}[told.scheme])
+    return f"{told.scheme}://{host}" + ("" if own else f":{told.port}")
 
 
 def is_loopback(host: str) -> bool:
@@ -124,9 +131,12 @@ def address(host: str, port: int, public: bool, url: str | None) -> Address:
     if not is_loopback(host) and not public:
         raise UserError(f"host={host}: others could reach it; public=true allows that")
     url = f"http://{host}:{port}" if url is None else url.rstrip("/")
-    told = urlsplit(url)
-    if told.scheme not in ("http", "https") or not told.hostname or told.path or told.hostname in ("0.0.0.0", "::"):
-        raise UserError(f"url={url}: must be the address that raters type, like https://study.example.org")
+    wrong = f"url={url}: must be the address that raters type, like https://study.example.org"
+    with as_user_error(f"{wrong}: "):
+        told = urlsplit(url)
+        if told.scheme not in ("http", "https") or told.path or told.hostname in (None, "", "0.0.0.0", "::"):
+            raise UserError(wrong)
+        origin_of(url)  # raises for a port that is none
     return Address(host, port, url)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -73,7 +74,9 @@ def read(path: Path, store: Store) -> tuple[int, str, list[Answer]]:
             raise UserError(f"is of rater {slot}, who withdrew")
         if told["consent"] != CONSENTED:
             return slot, "", []
-        return slot, str(told["device"])[:20], [answer_of(row, store.study, slot) for row in told["answers"]]
+        if not re.fullmatch(r"|(fine|coarse) \d{1,5}", str(told["device"])):
+            raise UserError(f"device {told['device']!r}: must be like 'fine 1200'")
+        return slot, told["device"], [answer_of(row, store.study, slot) for row in told["answers"]]
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(f"{path}: is no file that the page saved: {error!r}") from error
     except ValueError as error:

@@ -161,10 +161,11 @@ class Store:
 
     def consent(self, slot: int, device: str) -> None:
         with self.writing():
-            self.db.execute(
-                "update rater set consent = ?, device = ? where slot = ? and consent is not ?",
-                (CONSENTED, device, slot, WITHDRAWN),
-            )
+            self.agree(slot, device)
+
+    def agree(self, slot: int, device: str) -> None:
+        agreed = "update rater set consent = ?, device = ? where slot = ? and consent is not ?"
+        self.db.execute(agreed, (CONSENTED, device, slot, WITHDRAWN))
 
     # answers
 
@@ -181,10 +182,19 @@ class Store:
             return self.insert(answer)
 
     def merge(self, slot: int, device: str, answers: Sequence[Answer]) -> None:
-        """Stores a rater's consent and answers, all or none, those with a known nonce left out. Raises as `add`."""
-        if answers:
-            self.consent(slot, device)
+        """Stores a rater's consent and answers, all or none, those with a known nonce left out.
+
+        Raises UserError as `add` does, and if the rater has answers of which none is among these.
+        """
         with self.writing():
+            known = {nonce for (nonce,) in self.db.execute("select nonce from answer where slot = ?", (slot,))}
+            if known and answers and not known & {answer.nonce for answer in answers}:
+                raise UserError(
+                    f"rater {slot} has {len(known)} answers already, none of which are in it: another rater may have "
+                    f"given this number; if all of these are the right ones, action=withdraw slots=[{slot}] first"
+                )
+            if answers:
+                self.agree(slot, device)
             for answer in answers:
                 self.insert(answer)
 

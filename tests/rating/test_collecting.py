@@ -309,6 +309,19 @@ def test_the_export_turns_answers_towards_the_first(answered: tuple, tmp_path: P
     assert "2026" not in written
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https://Study.Example.org:443/", "https://study.example.org"),
+        ("http://study.example.org:80", "http://study.example.org"),
+        ("http://study.example.org:8080", "http://study.example.org:8080"),
+        ("http://[2001:DB8::1]:8080", "http://[2001:db8::1]:8080"),
+    ],
+)
+def test_an_origin_is_as_browsers_tell_it(url: str, told: str) -> None:
+    assert told in server.address("0.0.0.0", 8000, True, url).origins
+
+
 def files_of(store: Store, slots: list[int]) -> dict[int, dict]:
     """What the static page saves for the same bots."""
     study, found = store.study, {}
@@ -336,6 +349,12 @@ def test_the_static_folder_brings_the_same_bytes(answered: tuple, pairs: Path, t
     assert static.merge(other, [tmp_path / "half.json"]) == (5, 0)
     assert static.merge(other, paths) == (total - 5, 5)
     assert static.merge(other, paths) == (0, total)
+    wrong = json.loads(paths[1].read_text()) | {"slot": 1}  # another rater mistypes the number
+    (tmp_path / "wrong.json").write_text(json.dumps(wrong))
+    before = other.rows("select * from answer order by slot, seq")
+    with pytest.raises(ValueError, match=r"rater 1 has \d+ answers already, none of which are in it"):
+        static.merge(other, [tmp_path / "wrong.json"])
+    assert other.rows("select * from answer order by slot, seq") == before
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
     assert export(other, tmp_path / "here").read_bytes() == export(store, tmp_path / "there").read_bytes()
@@ -369,6 +388,7 @@ def test_the_static_folder_tells_no_more_than_the_server(pairs: Path, runs: Path
         ({"answers": [row(0) | {"position": "0"}]}, "whole numbers"),
         ({"answers": [row(0) | {"day": "today"}]}, "must be like"),
         ({"answers": 7}, "no file that the page saved"),
+        ({"device": "fine"}, "device 'fine': must be like"),
         ({"study": None}, "no file that the page saved"),
     ],
 )
@@ -379,6 +399,7 @@ def test_a_wrong_file_stores_nothing(change: dict, word: str, pair_store: Store,
         static.merge(pair_store, [tmp_path / "file.json"])
     assert "\n" not in str(error.value)
     assert pair_store.count() == 0
+    assert {rater.consent for rater in pair_store.raters()} == {None}
 
 
 def test_withdrawing_leaves_no_trace(browser: TestClient, pairs: Path, pair_store: Store, tmp_path: Path) -> None:
@@ -454,6 +475,8 @@ def test_what_keeps_a_server_from_starting_is_one_line(raters: Callable[..., Out
             (["host=0.0.0.0"], "public=true allows that"),
             (["host=0.0.0.0", "public=true"], "must be the address that raters type"),
             (["url=ftp://x"], "must be the address"),
+            (["url='http://[::1'"], "must be the address"),
+            (["url=http://x:99999"], "must be the address"),
         ]:
             outcome = raters("action=serve", f"study={pairs}", *overrides)
             assert outcome.status == 1

@@ -147,11 +147,16 @@ def test_study_json_names_no_method_and_is_what_was_made(pairs: Path, runs: Path
 def test_bands_come_from_the_subset_and_captions_from_a_file(runs: Path, tmp_path: Path) -> None:
     subset, captions = tmp_path / "subset.jsonl", tmp_path / "captions.txt"
     chosen = [{"prompt": "a red cat", "percentile": 10}, {"prompt": "a dragon", "percentile": 90}]
-    subset.write_text("".join(json.dumps(line) + "\n" for line in chosen))
+    subset.write_text("\n".join(map(json.dumps, chosen)))  # an editor may have left out the last line's end
     captions.write_text("".join(f"{word} as told\n" for word in WORDS))
     joined = f"runs=[{runs}/plain_run,{runs}/new_run]"
     study, _ = making.study(settings("kind=preference", joined, f"subset={subset}"))
     assert {(i.text, i.band) for i in study.items if i.role == "main"} == {("a red cat", "10"), ("a dragon", "90")}
+    claim = {"say": "x", "higher": "first", "band": 90}
+    study, _ = making.study(settings("kind=preference", joined, f"subset={subset}") | {"claims": [claim]})
+    assert [claim["band"] for claim in study.claims] == ["90"]
+    with pytest.raises(ValueError, match=r"claims: band=30: must be one of 10, 90"):
+        making.study(settings("kind=preference", joined, f"subset={subset}") | {"claims": [claim | {"band": 30}]})
     study, _ = making.study(settings("kind=preference", joined, f"captions={captions}"))
     assert {item.text for item in study.items if item.role == "main"} == {f"{word} as told" for word in WORDS}
 
@@ -319,6 +324,7 @@ def test_halves_that_do_not_fit_are_refused_in_a_line(
         ({"seeds": [3]}, r"no pictures to show with seeds=\[3\]"),
         ({"subset": "/nowhere.jsonl"}, "there is no such file"),
         ({"labels": ["one"]}, r"labels=\['one'\]"),
+        ({"claims": ["preferred"]}, "claims: preferred: must be settings"),
         ({"claims": [{"say": "x", "higher": "third"}]}, "higher=third: must be one of first, second"),
         ({"claims": [{"say": "x", "higher": "first", "above": 1}]}, "must have say and higher"),
         ({"kind": None}, "must be one of choice, grade, poll, preference"),

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from experiments.files import UserError, atomically
+from experiments.files import UserError, atomically, newest
 from ldm.text import Tokenizer
 
 Colour = tuple[int, int, int]  # RGB, 0 .. 255
@@ -104,13 +104,13 @@ def read_package(folder: Path, package: str) -> bytes:
 
     Raises UserError if it is missing.
     """
-    found = sorted(folder.glob(f"iconify-json-{package}-[0-9]*"))
-    if not found:
+    found = newest(folder.glob(f"iconify-json-{package}-[0-9]*"))
+    if found is None:
         raise UserError(f"the icon package {package} is missing: {fetch(folder, package)}")
     try:
-        return (found[-1] / "package" / "icons.json" if found[-1].is_dir() else found[-1]).read_bytes()
+        return (found / "package" / "icons.json" if found.is_dir() else found).read_bytes()
     except OSError as error:
-        raise UserError(f"the icon package {found[-1]} is damaged ({error}): {fetch(folder, package)} again") from error
+        raise UserError(f"the icon package {found} is damaged ({error}): {fetch(folder, package)} again") from error
 
 
 def parse_package(content: bytes, folder: Path, package: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import Tensor
 
-from experiments.files import locked
+from experiments.files import locked, read_lines
 from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.again import job_of
 from experiments.metrics.folders import FinishedRun
@@ -51,7 +51,9 @@ class Convergence:
             Logger(OmegaConf.create({"name": "none"}), {}, folder) as logger,
         ):
             draw.draw(job, folder, logger)
-        found, exact = (load_file(place / "latents.safetensors")["x_0"] for place in (run.folder, folder))
+        readable = {record["file"] for record in run.records}
+        kept = [i for i, r in enumerate(read_lines(run.folder / "samples.jsonl")) if r["file"] in readable]
+        found, exact = (load_file(place / "latents.safetensors")["x_0"][kept] for place in (run.folder, folder))
         errors = distances(found, exact)
         logs = errors.log10().tolist()
         return Result(

@@ -29,6 +29,8 @@ class InceptionScore:
             )
         extractor = load_extractor(self.features, self.weights, run, bench.device)
         logits = extract(extractor, run.pictures, self.resize, bench).logits
+        if not logits.shape[1]:
+            raise Unmeasurable(f"features={self.features} name no classes: take inception or judge")
         score = partial(fidelity.isc_features_to_metric, splits=self.splits)
 
         def mean(some: Tensor) -> float:

@@ -103,13 +103,12 @@ def compare_runs(
     run: FinishedRun, ours: Result, other: FinishedRun, theirs: Result, bootstrap: Bootstrap
 ) -> dict[str, Any]:
     """Compares each score of the pictures that have a counterpart, of the same prompts and seed, in the other run."""
-    keys, their_keys = pair_keys(run), pair_keys(other)
-    scores = dict(zip(their_keys, theirs.per_image, strict=True))
-    pairs = [(key, mine, scores[key]) for key, mine in zip(keys, ours.per_image, strict=True) if key in scores]
+    mine_by, theirs_by = scored(run, ours), scored(other, theirs)
+    pairs = [(key, mine, theirs_by[key]) for key, mine in mine_by.items() if key in theirs_by]
     if not pairs:
         raise UserError(f"against={other.folder}: has no picture of the same prompt and seed")
     found: dict[str, Any] = {"run": other.pictures.described(), "pairs": len(pairs)}
-    found["unpaired"] = len(keys) + len(their_keys) - 2 * len(pairs)
+    found["unpaired"] = len(mine_by) + len(theirs_by) - 2 * len(pairs)
     for name in ours.per_image[0]:
         known = [(key, a[name], b[name]) for key, a, b in pairs if is_score(a[name]) and is_score(b[name])]
         if known:
@@ -118,8 +117,10 @@ def compare_runs(
     return found
 
 
-def pair_keys(run: FinishedRun) -> list[tuple[tuple[str, ...], int]]:
-    return [(caption, record["seed"]) for caption, record in zip(run.captions, run.records, strict=True)]
+def scored(run: FinishedRun, result: Result) -> dict[tuple[tuple[str, ...], int], dict[str, Any]]:
+    """Returns what a metric said of each picture that it scored, by prompts and seed."""
+    keys = {r["file"]: (caption, r["seed"]) for caption, r in zip(run.captions, run.records, strict=True)}
+    return {keys[row["file"]]: row for row in result.per_image}
 
 
 def is_score(value: Any) -> bool:

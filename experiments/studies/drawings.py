@@ -16,7 +16,15 @@ from experiments.metrics.estimates import Bootstrap, Estimate
 from experiments.pictures import save_png, sheet, to_image
 from experiments.vectors.data import Drawings, Source, load_drawings
 from experiments.vectors.judge import VectorJudge, judged, load_vector_judge
-from experiments.vectors.measures import coverage, frechet_ratio, judge_features, nearest, reconstruction, share_valid
+from experiments.vectors.measures import (
+    coverage,
+    frechet_ratio,
+    judge_features,
+    latents_of,
+    nearest,
+    reconstruction,
+    share_valid,
+)
 from experiments.vectors.raster import on_paper, renders
 from guidance import ClassifierFree, Interval, guided
 from ldm import LatentDiffusion
@@ -106,6 +114,8 @@ class DrawingStudy:
         if self.judge is None:
             return Result(details["again"], details, about=about)
         judge, weights = load_vector_judge(Path(self.judge)), sha256(Path(self.judge) / "model.safetensors")
+        if judge.config.classes != training.classes:
+            raise UserError(f"judge={self.judge}: knows other classes than the drawings have")
         drawings = [decode_commands(sequence, training.stroke) for sequence in sequences]
         details |= as_judged(judge, drawings, training, true)
         named = judged(judge, renders(drawings))[0].argmax(dim=1) == labels
@@ -169,7 +179,7 @@ def distances(
 
     names  of the classes of the drawn ones, [N]
     """
-    learnt, apart = (encoded(autoencoder, drawings) for drawings in (training, held_out))
+    learnt, apart = (latents_of(autoencoder, some, torch.arange(some.count)) for some in (training, held_out))
     found = {"nearest": bootstrap.mean(nearest(drawn, learnt).tolist(), names)}
     if len(apart):
         of = [(held_out.classes[label],) for label in held_out.labels.tolist()]
@@ -178,14 +188,6 @@ def distances(
     if len(true) > NEIGHBOURS:
         found["coverage"] = plain(coverage(drawn, true[:4096], NEIGHBOURS), min(len(true), 4096))
     return found
-
-
-def encoded(autoencoder: VectorAutoencoder, drawings: Drawings) -> Tensor:
-    """Returns the latents [N, d] of all drawings."""
-    weight = next(autoencoder.parameters())
-    parts = [drawings.sequences(slice(i, i + 512)).to(weight) for i in range(0, drawings.count, 512)]
-    latents = [autoencoder.encode(part)[0].float().cpu() for part in parts]
-    return torch.cat(latents) if latents else torch.zeros(0, autoencoder.config.latent_width)
 
 
 def same_as(sequences: Tensor, labels: Tensor, training: Drawings) -> Tensor:

@@ -13,8 +13,9 @@ from experiments.emoji.world import settings_of
 from experiments.files import UserError
 from experiments.pictures import sheet, to_image
 from experiments.training.parts import SHARD_BYTES, Part, read_checkpoint
-from experiments.training.vector_parts import latents_of, spread, unit_variance
+from experiments.training.vector_parts import spread, unit_variance
 from experiments.vectors.data import DrawingBatch, Drawings
+from experiments.vectors.measures import latents_of
 from experiments.vectors.raster import on_paper
 from guidance import ClassifierFree, guided
 from ldm import LatentDiffusion

@@ -18,7 +18,7 @@ from experiments.pictures import sheet
 from experiments.training.parts import Part, sample_posterior
 from experiments.vectors.data import DrawingBatch, Drawings
 from experiments.vectors.judge import VectorJudge, VectorJudgeConfig, judged
-from experiments.vectors.measures import reconstruction
+from experiments.vectors.measures import latents_of, reconstruction
 from experiments.vectors.raster import rendered
 from ldm.config import VectorAutoencoderConfig
 from ldm.files.vectors import write_vector_autoencoder
@@ -123,12 +123,6 @@ def moved(sequences: Tensor, scaled: float, shifted: float, g: torch.Generator) 
     points = points * (1 + scaled * draw[:, 0]) + shifted * draw[:, 1]
     used = USED.to(sequences.device)[sequences[..., :KINDS].argmax(dim=-1)]
     return torch.cat([sequences[..., :KINDS], points.flatten(-2) * used], dim=-1)
-
-
-@torch.no_grad()
-def latents_of(autoencoder: VectorAutoencoder, drawings: Drawings, rows: Tensor) -> Tensor:
-    """Returns the latents [n, d] of some drawings, told by which of the set they are."""
-    return torch.cat([autoencoder.encode(drawings.sequences(some))[0] for some in rows.split(512)])
 
 
 def unit_variance(

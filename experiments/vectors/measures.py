@@ -27,6 +27,18 @@ from ldm.svg.sequences import (
     length,
 )
 
+# --- latents ---------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def latents_of(autoencoder: VectorAutoencoder, drawings: Drawings, rows: Tensor) -> Tensor:
+    """Returns the latents [n, d], in float32 on the CPU, of some drawings, told by which of the set they are."""
+    weight = next(autoencoder.parameters())
+    parts = [drawings.sequences(some).to(weight) for some in rows.split(512) if len(some)]
+    latents = [autoencoder.encode(part)[0].float().cpu() for part in parts]
+    return torch.cat(latents) if latents else torch.zeros(0, autoencoder.config.latent_width)
+
+
 # --- reconstruction ---------------------------------------------------------------------------------------------------
 
 
@@ -47,7 +59,8 @@ def reconstruction(autoencoder: VectorAutoencoder, drawings: Drawings, chamfers:
     decoded: list[Drawing] = []
     for start in range(0, drawings.count, 512):
         wanted = drawings.sequences(slice(start, start + 512))
-        rows = autoencoder.decode(autoencoder.encode(wanted)[0])
+        latents = autoencoder.encode(wanted.to(next(autoencoder.parameters())))[0]
+        rows = autoencoder.decode(latents).float().cpu()
         got = grammatical(rows, drawings.stroke)
         for name, values in compared(got, wanted).items():
             found[name].append(values)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.files import UserError
+from experiments.files import UserError, newest
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Package:
 
 def find(folder: Path, name: str) -> Package:
     """Returns a package. Raises UserError, saying how to get it, if its .tgz is not in the folder."""
-    found = sorted(folder.glob(f"{name.removeprefix('@').replace('/', '-')}-[0-9]*.tgz"))
-    if not found:
+    found = newest(folder.glob(f"{name.removeprefix('@').replace('/', '-')}-[0-9]*.tgz"))
+    if found is None:
         raise UserError(f"the package {name} is missing: {fetch(folder, name)}")
-    return Package(name, found[-1])
+    return Package(name, found)
 
 
 def fetch(folder: Path, name: str) -> str:

@@ -48,6 +48,9 @@ def test_the_distance_is_that_to_many_steps_from_the_same_noise(draw: Draw, tiny
         assert found["value"] == pytest.approx(sum(errors) / 2, rel=1e-3)
         assert found["details"]["log10"]["value"] == pytest.approx(torch.tensor(errors).log10().mean().item(), abs=1e-3)
     assert len(list((tmp_path / "converged").iterdir())) == 1, "both share the pictures that converged"
+    first, second = (row["file"] for row in results[1]["per_image"])
+    (runs[1] / first).write_bytes(b"torn")
+    assert measured(runs[1], tmp_path / "converged")["per_image"] == results[1]["per_image"][1:], second
 
 
 def test_the_solver_itself_is_converged(draw: Draw, tmp_path: Path) -> None:

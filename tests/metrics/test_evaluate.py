@@ -113,6 +113,17 @@ def test_against_another_run(evaluate: Verb, run: Path, judge: Path, tmp_path: P
     assert "ties, sign test p" in outcome.out
 
 
+def test_against_another_run_by_a_metric_of_some_pictures(evaluate: Verb, run: Path, tmp_path: Path) -> None:
+    """Diversity scores each prompt's first picture alone: there are as many pairs as both have scored."""
+    other = make_run(tmp_path / "other", [{"prompt": "a red cat"}, {"prompt": "a fish next to a dragon"}], [0, 1])
+    save_judge(randomise(Judge(JUDGE)), tmp_path / "judge")
+    metric = of("diversity", "features=judge", f"weights={tmp_path / 'judge'}")
+    outcome = evaluate(*metric, f"run={run}", f"against={other}")
+    assert outcome.status == 0, outcome.err
+    against = json.loads((run / "metrics" / "diversity.json").read_text())["against"]
+    assert (against["pairs"], against["unpaired"]) == (2, 0)
+
+
 def test_a_metric_is_one_file_and_one_yaml(
     evaluate: Verb, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

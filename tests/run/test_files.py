@@ -90,6 +90,12 @@ def framed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callabl
     return run
 
 
+def test_the_newest_version_is_told_by_numbers() -> None:
+    packages = [Path(f"iconify-json-noto-{version}.tgz") for version in ("1.2.9", "1.2.10", "1.1.11")]
+    assert files.newest(packages) == packages[1]
+    assert files.newest([]) is None
+
+
 @pytest.mark.parametrize("bug", [strict_zip, shapes])
 def test_a_bug_shows_its_traceback(framed: Callable, bug: Callable[[], None]) -> None:
     with pytest.raises(ValueError, match="zip|broadcast"):

@@ -34,7 +34,7 @@ class Off(nn.Module):
 
     def __init__(self, shift: float):
         super().__init__()
-        self.shift = shift
+        self.shift = nn.Parameter(torch.tensor(shift), requires_grad=False)
 
     def encode(self, sequences: Tensor) -> tuple[Tensor, Tensor]:
         return sequences, sequences

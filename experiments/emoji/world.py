@@ -29,6 +29,7 @@ from ldm.text import Tokenizer
 
 Colour = tuple[int, int, int]  # RGB, 0 .. 255
 LAYOUTS = {"one": 1, "beside": 2, "above": 2, "three": 3}  # how objects may stand, and how many they are
+OTHER_SCENES = 1_000_003  # a seed of scenes that no suite uses
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,12 @@ from experiments.vectors.measures import (
     frechet_ratio,
     judge_features,
     latents_of,
+    named_right,
     nearest,
     reconstruction,
     share_valid,
 )
-from experiments.vectors.raster import on_paper, renders
+from experiments.vectors.raster import on_paper
 from guidance import ClassifierFree, Interval, guided
 from ldm import LatentDiffusion
 from ldm.svg.autoencoder import VectorAutoencoder
@@ -118,7 +119,7 @@ class DrawingStudy:
             raise UserError(f"judge={self.judge}: knows other classes than the drawings have")
         drawings = [decode_commands(sequence, training.stroke) for sequence in sequences]
         details |= as_judged(judge, drawings, training, true)
-        named = judged(judge, renders(drawings))[0].argmax(dim=1) == labels
+        named = named_right(judge, drawings, labels)
         return Result(share(named), details, about={**about, "judge": {"weights_sha256": weights}})
 
     def draw(self, model: LatentDiffusion, prompts: list[str], bench: Bench) -> Tensor:

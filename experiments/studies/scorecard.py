@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from experiments.emoji.judge import Judge
-from experiments.emoji.world import EmojiScenes, World, first_images
+from experiments.emoji.world import OTHER_SCENES, EmojiScenes, World, first_images
 from experiments.files import read_lines
 from experiments.frechet import frechet_distance, gaussian
 from experiments.metrics import Bench
@@ -34,7 +34,6 @@ KINDS: Kinds = {  # suites of conf/prompts, and what their pictures must show
 STRICT: Kinds = {"emoji_two_strict": ("two objects, two colours, no combination seen: all four right", "all_right")}
 MARGIN, MIDDLE = 0.15, 501  # of IoU; a timestep
 ATTENTIVE = f"cross-attention layers whose strongest token beats chance by {MARGIN} IoU at t={MIDDLE}"
-OTHER_SCENES = 1_000_003  # a seed of scenes that no suite uses
 
 
 def draw(cfg: DictConfig, folder: Path, kinds: Kinds, scales: list[float], count: int, scenes_seed: int) -> None:

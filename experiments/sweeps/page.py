@@ -199,7 +199,7 @@ def grid_of(sweep: Sweep, title: str, cells: Sequence[Cell], most: int) -> Grid:
     for file in files:
         seen = [records[cell.folder].get(file) for cell in some]
         pictures = tuple(
-            None if record is None else cell_picture(cell, record, sweep, notes[cell.folder].get(file, []))
+            None if record is None else cell_picture(cell, record, notes[cell.folder].get(file, []))
             for cell, record in zip(some, seen, strict=True)
         )
         rows.append(
@@ -224,7 +224,7 @@ def asked_text(record: dict[str, Any]) -> str:
     return " > ".join(f"{stage['prompt']} ({stage['steps']} steps)" for stage in record.get("stages", []))
 
 
-def cell_picture(cell: Cell, record: dict[str, Any], sweep: Sweep, notes: Sequence[str]) -> Picture | None:
+def cell_picture(cell: Cell, record: dict[str, Any], notes: Sequence[str]) -> Picture | None:
     setting = ", ".join(f"{key} {value_text(value)}" for key, value in cell.axes.items())
     alt = f"{asked_text(record)}; seed {record['seed']}" + (f"; {setting}" if setting else "")
     return embedded(cell.folder / record["file"], THUMBNAIL, 90, alt, "\n".join([alt, *notes]))

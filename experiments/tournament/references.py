@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from experiments import files
-from experiments.emoji.world import World, load_atlas, settings_of
+from experiments.emoji.world import OTHER_SCENES, World, load_atlas, settings_of
 from experiments.files import CONF, say
 from experiments.frechet import frechet_distance, gaussian
 from experiments.metrics import Bench
@@ -20,7 +20,6 @@ from experiments.run.prompts import scenes_of
 from experiments.tournament.plan import Plan
 
 OWN, OTHER, FOUND = "own", "other", "distance.json"
-OTHER_SCENES = 1_000_003  # a seed of scenes that no suite uses
 
 
 def references(folder: Path, plan: Plan, cfg: DictConfig, bench: Bench) -> Path | None:

@@ -10,9 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from experiments.emoji.world import settings_of
-from experiments.files import UserError
+from experiments.files import UserError, as_user_error
 from experiments.pictures import sheet, to_image
-from experiments.training.parts import SHARD_BYTES, Part, read_checkpoint
+from experiments.training.parts import MEASURED_TENTHS, SHARD_BYTES, Part, read_checkpoint
 from experiments.training.vector_parts import spread, unit_variance
 from experiments.vectors.data import DrawingBatch, Drawings
 from experiments.vectors.measures import latents_of
@@ -23,13 +23,13 @@ from ldm.classes import ClassTable
 from ldm.config import ClassesConfig, DiTConfig, ModelConfig, ScheduleConfig, VectorAutoencoderConfig
 from ldm.dit import DiT
 from ldm.files.rules import checked
+from ldm.files.vectors import read_vector_autoencoder
 from ldm.files.writing import write_folder
 from ldm.svg.autoencoder import VectorAutoencoder
 from samplers import ImageNoise, Schedule, add_noise, as_x_0, ddim
 from samplers.predict import target
 
 IMAGE_SIZE = 128  # pixels of a drawing's picture, unless one asks for more
-MEASURED_TENTHS = (1, 3, 5, 7, 9)  # of all timesteps, at which the error of x_0 is measured
 
 
 class DiTPart(Part):
@@ -130,16 +130,25 @@ class DiTPart(Part):
 
 @torch.no_grad()
 def load_vector_autoencoder(path: Path, drawings: Drawings) -> tuple[VectorAutoencoder, VectorAutoencoderConfig]:
-    """Returns a trained autoencoder (its EMA weights, frozen) whose scale gives the drawings' latents unit variance."""
-    checkpoint = read_checkpoint(path, "vector/autoencoder")
-    config = VectorAutoencoderConfig(**settings_of(checkpoint["recipe"]["part"]["autoencoder"]))
+    """Returns a trained autoencoder (its EMA weights, frozen) whose scale gives the drawings' latents unit variance.
+
+    path  its checkpoint, or a folder with a finished one
+    """
+    if path.is_dir():
+        with as_user_error("autoencoder: "):
+            finished = read_vector_autoencoder(path)
+        config, weights = finished.config, finished.state_dict()
+    else:
+        checkpoint = read_checkpoint(path, "vector/autoencoder")
+        config = VectorAutoencoderConfig(**settings_of(checkpoint["recipe"]["part"]["autoencoder"]))
+        weights = checkpoint["ema"]
     if config.commands != drawings.kinds.shape[1]:
         raise UserError(f"{path}: is of {config.commands} commands, and the drawings have {drawings.kinds.shape[1]}")
     autoencoder = VectorAutoencoder(config)
-    autoencoder.load_state_dict(checkpoint["ema"])
+    autoencoder.load_state_dict(weights)
     scaled = unit_variance(autoencoder, config, drawings)
     out = VectorAutoencoder(scaled)
-    out.load_state_dict(checkpoint["ema"])
+    out.load_state_dict(weights)
     return out.eval().requires_grad_(False), scaled
 
 

@@ -24,7 +24,7 @@ def write_vector_autoencoder(autoencoder: VectorAutoencoder, folder: Path) -> No
 
 
 def read_vector_autoencoder(folder: Path) -> VectorAutoencoder:
-    """Returns the autoencoder of a folder, in float32, for evaluation.
+    """Returns the autoencoder of a folder (or a model's folder's part `drawings`), in float32, for evaluation.
 
     Raises OSError for files that are missing, ValueError for damaged ones and for weights that do not fit the config.
     """
@@ -34,7 +34,8 @@ def read_vector_autoencoder(folder: Path) -> VectorAutoencoder:
         raise ValueError(f"{folder / 'config.json'}: no JSON ({one_line(error)})") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{folder / 'config.json'}: not a mapping of settings")
-    config = from_fields(VectorAutoencoderConfig(), fields, str(folder / "config.json"))
+    settings = {key: value for key, value in fields.items() if not key.startswith("_")}
+    config = from_fields(VectorAutoencoderConfig(), settings, str(folder / "config.json"))
     with torch.device("meta"):
         autoencoder = VectorAutoencoder(config)
     weights = tensors_in(folder / "model.safetensors")

@@ -14,6 +14,7 @@ from experiments.training.vector_dit import DiTPart, clean, load_vector_autoenco
 from experiments.vectors.data import STEP, Drawings
 from guidance import ClassifierFree, guided
 from ldm import load_model
+from ldm.files.vectors import write_vector_autoencoder
 from ldm.svg.drawing import BOX
 from ldm.svg.sequences import CLOSE, END, LINE, MOVE
 from samplers import ImageNoise, Schedule, add_noise, as_x_0, ddim
@@ -105,6 +106,14 @@ def test_latents_have_unit_variance(folder: Path) -> None:
     with torch.no_grad():
         latents = autoencoder.encode(triangles(64).sequences())[0]
     assert settings.scale == autoencoder.scale and abs(latents.std().item() - 1) < 1e-3
+    write_vector_autoencoder(autoencoder, folder / "finished")
+    again, _ = load_vector_autoencoder(folder / "finished", triangles(64))
+    with torch.no_grad():
+        off = again.encode(triangles(64).sequences())[0] - latents
+    assert off.norm() < 1e-2 * latents.norm()  # its weights were rounded to 16 bits
+    (folder / "finished" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="autoencoder: .*not those of an autoencoder of its"):
+        load_vector_autoencoder(folder / "finished", triangles(64))
 
 
 # --- the hybrid loss --------------------------------------------------------------------------------------------------

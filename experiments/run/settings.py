@@ -196,6 +196,7 @@ SETTINGS = {
     # the arena
     "clip_model": WORDS | NULL,
     "only": several(WORDS) | NULL,
+    "nominal": number(0) | NULL,
     "draw": FLAG,
     "methods": GROUP,
     "tuning": GROUP,

@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments import files
 from experiments.files import UserError
-from experiments.sweeps.folder import Axes, overrides
+from experiments.sweeps.claims import claim_of
+from experiments.sweeps.folder import Axes, axis_value, overrides
 
 MAY_DIFFER = (  # between the cells of a sweep; how each cell was measured is stored with it, see `provenance`
     *("cell", "out", "shard", "device", "logger", "icons", "cache", "maps"),
@@ -37,11 +38,16 @@ class Entry:
 
 
 def enter(cfg: DictConfig, hydra: HydraConf) -> Entry:
-    """Notes in sweep.json what all cells share. Raises UserError, naming the difference, where they share another."""
+    """Notes in sweep.json what all cells share.
+
+    Raises UserError, naming the difference, where they share another, and for a claim that is none.
+    """
+    for record in resolved(cfg.claims):
+        claim_of(record)
     sweep, folder = folders(cfg, hydra)
     keys = swept(hydra.sweeper.get("params"), sweep / "multirun.yaml" if in_multirun(hydra) else None)
     choices = hydra.runtime.choices
-    axes = {key: choices.get(key) or axis_value(OmegaConf.select(cfg, path)) for key, path in keys.items()}
+    axes = {key: choices.get(key) or axis_value(resolved(OmegaConf.select(cfg, path))) for key, path in keys.items()}
     shared = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=False))  # as written, so that what hangs on an
     for path in (*MAY_DIFFER, *keys.values()):  # axis is the same in all cells
         remove(shared, path.split("."))
@@ -106,11 +112,6 @@ def command(hydra: HydraConf) -> str:
     typed = recorded(Path(hydra.sweep.dir) / "multirun.yaml") if multirun else hydra.overrides
     words = [word for word in [*typed.hydra, *typed.task] if not word.startswith("hydra.mode=")]
     return shlex.join(["python", "-m", "experiments.ablate", *(["-m"] if multirun else []), *words])
-
-
-def axis_value(value: Any) -> Any:
-    """Returns a cell's value of an axis; of lists and groups of settings, their text."""
-    return json.dumps(resolved(value)) if OmegaConf.is_config(value) else value
 
 
 def resolved(value: Any) -> Any:

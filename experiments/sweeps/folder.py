@@ -132,8 +132,22 @@ def planned(params: dict[str, Any] | None, typed: Sequence[str]) -> list[Axes]:
     for o in parsed:
         if o.get_key_element() in swept:
             values = list(o.sweep_iterator()) if o.is_sweep_override() else [o.value()]
-            choices[o.get_key_element()] = [v.text if isinstance(v, QuotedString) else v for v in values]
+            choices[o.get_key_element()] = [axis_value(unquoted(value)) for value in values]
     return [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+
+
+def unquoted(value: Any) -> Any:
+    """Returns a value as Hydra's grammar reads it, its quoted texts as text."""
+    if isinstance(value, QuotedString):
+        return value.text
+    if isinstance(value, dict):
+        return {unquoted(key): unquoted(entry) for key, entry in value.items()}
+    return [unquoted(entry) for entry in value] if isinstance(value, list) else value
+
+
+def axis_value(value: Any) -> Any:
+    """Returns a cell's value of an axis; of lists and groups of settings, their text."""
+    return json.dumps(value) if isinstance(value, list | dict) else value
 
 
 def overrides(params: dict[str, Any] | None, typed: Sequence[str]) -> list[Override]:

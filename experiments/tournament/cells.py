@@ -142,12 +142,13 @@ def given(frechet: dict[str, Any]) -> bool:
 
 def begin(folder: Path, plan: Plan, names: Sequence[str]) -> None:
     """Writes arena.json. Raises UserError where the folder holds an arena of other settings."""
-    now: dict[str, Any] = {"base": list(plan.base), "league": OmegaConf.to_container(plan.league, resolve=True)}
+    league = OmegaConf.to_container(plan.league, resolve=True)
+    now: dict[str, Any] = {"base": list(plan.base), "league": league, "nominal": plan.nominal}
     folder.mkdir(parents=True, exist_ok=True)
     with files.locked(folder):
         file = folder / "arena.json"
         before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {**now, "methods": []}
-        if differs := files.difference({key: before[key] for key in now}, now):
+        if differs := files.difference({key: before.get(key) for key in now}, now):
             raise UserError(f"{folder} holds an arena of other settings ({differs}): choose another out=FOLDER")
         methods = list(dict.fromkeys([*before["methods"], *names]))
         files.write(file, json.dumps({**now, "methods": methods, "commit": files.commit()}, indent=1) + "\n")

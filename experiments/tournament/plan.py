@@ -96,12 +96,14 @@ def method_of(name: str, entry: DictConfig, subject: str) -> Method:
 class Plan:
     """All cells that are known before anything is drawn.
 
-    base  overrides that all cells have in common
+    base     overrides that all cells have in common
+    nominal  the classifier-free scale that methods go by in the place of their own; None: their own
     """
 
     base: tuple[str, ...]
     tuning: tuple[str, ...]
     league: DictConfig
+    nominal: float | None = None
 
     def curve(self) -> Iterator[Planned]:
         """Yields classifier-free guidance at each scale, on the prompts and on others, for tuning."""
@@ -112,12 +114,22 @@ class Plan:
 
     def of(self, method: Method) -> Iterator[Planned]:
         """Yields a method at its defaults, and at further values of its knob."""
-        yield self.cell("defaults", method.name, "defaults", method.overrides, self.league.prompts)
+        own = self.own(method)
+        yield self.cell("defaults", method.name, "defaults", own, self.league.prompts)
         if self.league.knob_prompts is not None:
             for value in method.values:
-                at = (*method.overrides, f"{method.knob}={value}")
+                at = (*own, f"{method.knob}={value}")
                 setting = f"{str(method.knob).rpartition('.')[2]}={value}"
                 yield self.cell("knob", method.name, setting, at, self.league.knob_prompts)
+
+    def own(self, method: Method) -> tuple[str, ...]:
+        """Returns a method's overrides, at the nominal scale if there is one and the method's settings have one."""
+        if self.nominal is None or not method.reads_nominal:
+            return method.overrides
+        guidance, path = compose("sample", overrides=[*self.base, *method.overrides]).guidance, "guidance"
+        while isinstance(guidance.get("inner"), DictConfig):
+            guidance, path = guidance.inner, f"{path}.inner"
+        return (*method.overrides, f"{path}.scale={self.nominal}") if "scale" in guidance else method.overrides
 
     def same_evaluations(self, method: Method, scale: float, steps: int) -> Planned:
         """Returns classifier-free guidance at a method's nominal scale, in so many steps."""
@@ -146,7 +158,8 @@ def plan(cfg: DictConfig, choices: dict[str, Any], search: Sequence[str]) -> Pla
     for key in shared:
         if key in cfg and cfg[key] is not None:
             groups += changes(key, container(plain.get(key)), container(cfg[key]))
-    return Plan((*found, *groups), tuple(cfg.tuning[cfg.model.subject]), cfg.league)
+    nominal = None if cfg.nominal is None else float(cfg.nominal)
+    return Plan((*found, *groups), tuple(cfg.tuning[cfg.model.subject]), cfg.league, nominal)
 
 
 def container(value: Any) -> Any:

@@ -282,6 +282,11 @@ def test_a_wrong_setting_is_one_line(
         ("raters", ["action=make", "study=x", "seed=-1"], "seed=-1"),
         ("scorecard", ["scales=[a]"], "scales=['a']: must be a list"),
         ("ablate", ["experiment=grid", "n=few"], "n=few: must be a whole number"),
+        (
+            "ablate",
+            ["experiment=grid", "claims=[{say: x, measure: m, expect: more}]"],
+            "needs say, measure, and expect",
+        ),
     ],
 )
 def test_wrong_settings_of_other_verbs(

@@ -11,7 +11,7 @@ import scipy.stats
 
 from experiments.metrics.estimates import HOLDS, NOT, UNTOLD, holm, student_quantile
 from experiments.sweeps.claims import verdicts
-from experiments.sweeps.folder import open_sweep
+from experiments.sweeps.folder import open_sweep, planned
 from experiments.sweeps.provenance import not_alike
 
 Scores = list[float]
@@ -243,6 +243,12 @@ def test_pictures_that_one_side_did_not_measure(tmp_path: Path) -> None:
     found = told_in(tmp_path, cells)
     assert found.verdict == UNTOLD
     assert "10 pictures of a_new and a_old were measured in one of them alone" in found.note
+
+
+def test_planned_values_are_told_as_cells_tell_them() -> None:
+    """Cells tell lists and groups of settings as JSON: see `entry.enter`."""
+    typed = ["guidance.layers=[up_blocks],[mid_block,'a b']", "x={a:1},{a:'2'}"]
+    assert planned({}, typed)[-1] == {"guidance.layers": '["mid_block", "a b"]', "x": '{"a": "2"}'}
 
 
 def test_planned_cells_that_were_not_begun_keep_a_claim_from_being_told(tmp_path: Path) -> None:

@@ -321,6 +321,23 @@ def test_every_method_of_the_table_can_be_made() -> None:
                 assert len(method.values) == len(made) == 2, method.name
 
 
+def test_all_methods_go_by_another_scale() -> None:
+    """At its innermost guidance; but methods that say it otherwise, and what another network decides."""
+    league = OmegaConf.create({"prompts": 3, "knob_prompts": 2})
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for method in (param.values[0] for param in table()):
+            cells = list(Plan((), (), league, 3.0).of(method))
+            guidance = OmegaConf.to_container(compose("sample", overrides=list(cells[0].overrides)).guidance)
+            assert method.scale_of(guidance) == {"cfg_pp": 7.5, "autoguidance": None}.get(method.name, 3.0), method.name
+            if method.knob == "guidance.scale" and "inner" not in guidance and method.reads_nominal:
+                found = [compose("sample", overrides=list(cell.overrides)).guidance.scale for cell in cells[1:]]
+                assert found == list(method.values)
+            assert [cell.overrides for cell in Plan((), (), league).of(method)][0] == (
+                "++prompts.count=3",
+                *method.overrides,
+            )
+
+
 def test_nominal_scales() -> None:
     method = Method("x", (), None, (), None, True)
     assert method.scale_of({"scale": 3.0, "inner": {"inner": {"scale": 7}, "scale": 2}}) == 7

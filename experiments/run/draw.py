@@ -188,6 +188,7 @@ class Drawn:
     texts        the SVG of each picture that is a drawing; none of others
     evaluations  of the networks for each picture, those that only another of its batch needed among them
     seen         what observers add to the record of each picture
+    idle         names of the networks that took no part
     """
 
     x_T: Tensor
@@ -196,6 +197,7 @@ class Drawn:
     texts: list[str]
     evaluations: list[int]
     seen: list[Record]
+    idle: set[str]
 
 
 @torch.no_grad()
@@ -219,7 +221,8 @@ def draw_batch(
     for observer in observers:
         seen = [one | more for one, more in zip(seen, observer.done(images), strict=True)]
     texts = [to_svg(drawing) for drawing in drawings or ()]
-    return Drawn(batch.x_T, x_t, images, texts, [rows // len(batch.seeds)] * len(batch.seeds), seen)
+    idle = {name for name, network in counted.items() if not network.rows}
+    return Drawn(batch.x_T, x_t, images, texts, [rows // len(batch.seeds)] * len(batch.seeds), seen, idle)
 
 
 @dataclass
@@ -259,6 +262,7 @@ def draw(job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, co
     cut = cut_prompts(machine.model, request.prompts, job.stages)
     run = Run(folder, job.settings, machine.model.device, request.shard, job.contents)
     loops = {b: -(-len(request.batches[b]) // request.together) for b in request.ours}
+    idle: set[str] | None = None
     with tqdm(total=sum(loops.values()) * len(machine.steps), unit="step", desc="sampling") as bar:
         for b in request.ours:
             pictures = request.batches[b]
@@ -272,6 +276,7 @@ def draw(job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, co
                 raise UserError(
                     "the GPU is out of memory: use a smaller batch_size, max_batch, height or width"
                 ) from error
+            idle = drawn.idle if idle is None else idle & drawn.idle
             if request.save_latents:
                 run.add_latents(b, drawn.x_T, drawn.x_0)
             took = (time.perf_counter() - start) / len(pictures)
@@ -284,6 +289,8 @@ def draw(job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, co
                 text = drawn.texts[k] if drawn.texts else None
                 run.add(drawn.images[k], determined_by(job, p, seed), record, text)
             logger.log({"seconds_per_image": took, "images": len(run.records)})
+    for name in sorted(idle or ()):
+        say(f"warning: networks.{name} took no part: this guidance asks for no network of that name")
 
     records = run.finish(request.batches, request.save_latents)
     if records is not None:
@@ -307,7 +314,7 @@ def draw_together(job: Job, b: int, progress: Callable[[], Any], watch: Watch) -
     texts, evaluations, seen = (
         [one for part in parts for one in getattr(part, name)] for name in ("texts", "evaluations", "seen")
     )
-    return Drawn(x_T, x_0, images, texts, evaluations, seen)
+    return Drawn(x_T, x_0, images, texts, evaluations, seen, set.intersection(*(part.idle for part in parts)))
 
 
 def mean_of(records: Sequence[Record], key: str) -> float:

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from hydra import compose
@@ -60,14 +60,21 @@ class Planned:
 
 
 def methods(cfg: DictConfig) -> list[Method]:
-    """Returns the methods asked for. A name that is not in the table is a guidance at its defaults."""
+    """Returns the methods asked for. A name that is not in the table is a guidance at its defaults.
+
+    Further networks are for those that need them by the table, and for those that are not in it.
+    """
     names = list(cfg.methods) if cfg.only is None else list(cfg.only)
     found = [(str(name), entry_of(cfg, name)) for name in names]
-    return [
-        method_of(name, entry, cfg.model.subject)
+    networks = tuple(
+        f"++networks.{name}={literal(str(path))}" for name, path in (cfg.networks or {}).items() if path is not None
+    )
+    made = [
+        (method_of(name, entry, cfg.model.subject), "needs" in entry or name not in cfg.methods)
         for name, entry in found
         if "needs" not in entry or OmegaConf.select(cfg, entry.needs) is not None
     ]
+    return [replace(m, overrides=(*m.overrides, *networks)) if takes else m for m, takes in made]
 
 
 def entry_of(cfg: DictConfig, name: str) -> DictConfig:
@@ -153,7 +160,7 @@ def plan(cfg: DictConfig, choices: dict[str, Any], search: Sequence[str]) -> Pla
     found = [f"hydra.searchpath={literal(list(search))}"] if search else []
     suite = cfg.suite[cfg.model.subject] if cfg.get("prompts") is None else choices["prompts"]
     groups = [f"model={choices['model']}", f"sampler={choices['sampler']}", f"prompts={suite}"]
-    shared = [key for key in drawn_keys() if key not in ("guidance", "logger", "shard", "prompt", "noise")]
+    shared = [key for key in drawn_keys() if key not in ("guidance", "networks", "logger", "shard", "prompt", "noise")]
     plain = compose("sample", overrides=[*found, *groups])
     for key in shared:
         if key in cfg and cfg[key] is not None:

@@ -60,7 +60,9 @@ def pushes(rule: Mix, cond: Tensor = COND, weak: Tensor = WEAK, scale: float = 7
 # --- parity -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("eta", "threshold", "beta"), [(0.0, 7.5, -0.75), (1.0, 3.0, 0.5), (0.3, 0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("eta", "threshold", "beta"), [(0.0, 7.5, -0.75), (1.0, 3.0, 0.5), (0.3, 0.0, 0.0), (1.0, 7.5, 0.0)]
+)
 def test_adaptive_projected_is_diffusers_function(eta: float, threshold: float, beta: float) -> None:
     buffer = MomentumBuffer(beta)
     got = pushes(AdaptiveProjected(eta, threshold, beta), scale=10)

@@ -384,7 +384,9 @@ def test_a_second_network_is_named_on_the_command_line(tiny_folder: Path, tmp_pa
         estimates = [as_x_0(m.unet, "eps")(batch.x_T, step.now, c) for m, c in zip((strong, other), told, strict=True)]
     assert torch.allclose(x_0, 2 * estimates[0] - estimates[1], rtol=1e-4, atol=1e-4)
     assert set(job.contents) == {"prompts", "weights of the model", "weights of weak"}
-    assert draw.draw_batch(replace(job.machine, guidance=Auto()), batch, lambda: None).evaluations == [6]
+    drawn = draw.draw_batch(replace(job.machine, guidance=Auto()), batch, lambda: None)
+    assert (drawn.evaluations, drawn.idle) == ([6], set())
+    assert draw.draw_batch(job.machine, batch, lambda: None).idle == {"weak"}
     write_folder(tiny_model(replace(TINY, schedule=replace(TINY.schedule, kind="linear"))), tmp_path / "linear")
     with pytest.raises(UserError, match="another noise schedule"):
         prepared(tiny_folder, f"networks.weak={tmp_path / 'linear'}")

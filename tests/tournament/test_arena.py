@@ -29,7 +29,7 @@ from experiments.metrics.effective_scale import Projection
 from experiments.run import build, draw, geneval
 from experiments.sweeps.folder import Cell
 from experiments.tournament.cells import Arena
-from experiments.tournament.plan import Method, Plan, changes, literal, method_of
+from experiments.tournament.plan import Method, Plan, changes, literal, method_of, methods
 from experiments.tournament.verdicts import Duel, on_curve, together
 from ldm.files.writing import write_folder
 
@@ -319,6 +319,15 @@ def test_every_method_of_the_table_can_be_made() -> None:
                 knob = compose("sample", overrides=[*method.overrides, f"{method.knob}={method.values[-1]}"]).guidance
                 made.add(repr(build.guidance(knob)))
                 assert len(method.values) == len(made) == 2, method.name
+
+
+def test_further_networks_are_for_the_methods_that_ask_for_them() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("arena", overrides=["only=[pag,autoguidance,mine]", "networks.weak=FOLDER"])
+    told = "++networks.weak=FOLDER"
+    assert [told in method.overrides for method in methods(cfg)] == [False, True, True]
+    cfg.networks.weak = None
+    assert [method.name for method in methods(cfg)] == ["pag", "mine"]
 
 
 def test_all_methods_go_by_another_scale() -> None:

@@ -140,98 +140,105 @@ def address(host: str, port: int, public: bool, url: str | None) -> Address:
     return Address(host, port, url)
 
 
-def app(folder: Path, study: Study, store: Store, where: Address, rate: Rate) -> Starlette:
-    """Makes the application."""
-    cookie = f"rater_{store.name[:12]}"  # cookies are of a host whatever the port, and it may serve several studies
-    shown = [picture for item in study.items for picture in item.shows.values() if picture]
-    pictures = {f"{picture}.png": folder / "pictures" / f"{picture}.png" for picture in shown}
-    files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in TYPES}
+class Replies:
+    """What the server says to each request: to whoever the cookie says it is."""
 
-    def who(request: Request) -> Rater:
-        rater = store.rater_of(request.cookies.get(cookie, ""))
+    def __init__(self, folder: Path, study: Study, store: Store, where: Address, rate: Rate):
+        self.study, self.store, self.where, self.rate = study, store, where, rate
+        self.cookie = f"rater_{store.name[:12]}"  # one is of a host whatever the port, which may serve several studies
+        shown = [picture for item in study.items for picture in item.shows.values() if picture]
+        self.pictures = {f"{picture}.png": folder / "pictures" / f"{picture}.png" for picture in shown}
+        self.files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in TYPES}
+
+    def who(self, request: Request) -> Rater:
+        rater = self.store.rater_of(request.cookies.get(self.cookie, ""))
         if rater is None:
             raise Refused(403, "no link of this study")
         return rater
 
-    def consenting(request: Request) -> Rater:
-        rater = who(request)
+    def consenting(self, request: Request) -> Rater:
+        rater = self.who(request)
         if rater.consent != CONSENTED:
             raise Refused(403, "no consent yet")
         return rater
 
-    def join(request: Request) -> Response:
+    def join(self, request: Request) -> Response:
         token = request.path_params["token"]
-        if store.rater_of(token) is None:
+        if self.store.rater_of(token) is None:
             raise Refused(404, "not found")
-        reply = RedirectResponse("/", status_code=303)
-        reply.set_cookie(cookie, token, max_age=180 * 86400, httponly=True, samesite="strict", secure=where.secure)
+        reply, secure = RedirectResponse("/", status_code=303), self.where.secure
+        reply.set_cookie(self.cookie, token, max_age=180 * 86400, httponly=True, samesite="strict", secure=secure)
         return reply
 
-    def file(request: Request) -> Response:
+    def file(self, request: Request) -> Response:
         name = request.path_params.get("file", "index.html")
-        if name not in files:
+        if name not in self.files:
             raise Refused(404, "not found")
-        return Response(files[name], media_type=TYPES[Path(name).suffix])
+        return Response(self.files[name], media_type=TYPES[Path(name).suffix])
 
-    def picture(request: Request) -> Response:
-        who(request)
-        path = pictures.get(request.path_params["name"])
+    def picture(self, request: Request) -> Response:
+        self.who(request)
+        path = self.pictures.get(request.path_params["name"])
         if path is None:
             raise Refused(404, "not found")
         return Response(path.read_bytes(), media_type="image/png")
 
-    def state(request: Request) -> Response:
-        rater = who(request)
-        told = {"study": store.name, "slot": rater.slot, "consent": rater.consent == CONSENTED}
-        return JSONResponse({**study.intro(rater.slot), **told, "next": store.next(rater.slot)})
+    def state(self, request: Request) -> Response:
+        rater = self.who(request)
+        told = {"study": self.store.name, "slot": rater.slot, "consent": rater.consent == CONSENTED}
+        return JSONResponse({**self.study.intro(rater.slot), **told, "next": self.store.next(rater.slot)})
 
-    def trial(request: Request) -> Response:
-        rater, asked = consenting(request), request.path_params["position"]
+    def trial(self, request: Request) -> Response:
+        rater, asked = self.consenting(request), request.path_params["position"]
         position = int(asked) if re.fullmatch("[0-9]{1,9}", asked) else -1  # Starlette's own conversion may raise
-        due = min(store.next(rater.slot) + 1, len(study.slots[rater.slot - 1].plan) - 1)
+        due = min(self.store.next(rater.slot) + 1, len(self.study.slots[rater.slot - 1].plan) - 1)
         if not 0 <= position <= due:
             raise Refused(404, "not found")
-        given = store.value_at(rater.slot, position)
-        return JSONResponse({**study.trial(rater.slot, position), "given": given})
+        given = self.store.value_at(rater.slot, position)
+        return JSONResponse({**self.study.trial(rater.slot, position), "given": given})
 
-    def agree(request: Request, told: dict[str, Any]) -> Response:
-        rater, pointer, width = who(request), told.get("pointer"), told.get("width")
+    async def consent(self, request: Request) -> Response:
+        return await run_in_threadpool(self.agree, request, await body(request, self.where.origins))
+
+    def agree(self, request: Request, told: dict[str, Any]) -> Response:
+        rater, pointer, width = self.who(request), told.get("pointer"), told.get("width")
         if told.get("consent") is not True or pointer not in ("fine", "coarse") or type(width) is not int:
             raise Refused(400, "not a consent")
-        store.consent(rater.slot, device(pointer, width))
+        self.store.consent(rater.slot, device(pointer, width))
         return JSONResponse({"consent": True})
 
-    def keep(request: Request, told: dict[str, Any]) -> Response:
-        rater = consenting(request)
-        rate.take(rater.slot)
+    async def answer(self, request: Request) -> Response:
+        return await run_in_threadpool(self.keep, request, await body(request, self.where.origins))
+
+    def keep(self, request: Request, told: dict[str, Any]) -> Response:
+        rater = self.consenting(request)
+        self.rate.take(rater.slot)
         if told.get("slot") != rater.slot:
             raise Refused(403, "of another rater")
         try:
-            row = answer_of(told, study, rater.slot)
+            row = answer_of(told, self.study, rater.slot)
         except ValueError as error:
             raise Refused(400, "not an answer") from error
         try:
-            given = store.add(row)
+            given = self.store.add(row)
         except ValueError as error:
-            raise Refused(409, "not due", next=store.next(rater.slot)) from error
+            raise Refused(409, "not due", next=self.store.next(rater.slot)) from error
         stored = {key: getattr(given, key) for key in ("nonce", "position", "value", "active_ms", "total_ms", "seq")}
         return JSONResponse({"stored": stored})
 
-    async def consent(request: Request) -> Response:
-        return await run_in_threadpool(agree, request, await body(request, where.origins))
 
-    async def answer(request: Request) -> Response:
-        return await run_in_threadpool(keep, request, await body(request, where.origins))
-
+def app(folder: Path, study: Study, store: Store, where: Address, rate: Rate) -> Starlette:
+    """Makes the application."""
+    replies = Replies(folder, study, store, where, rate)
     routes = [
-        Route("/", file),
-        Route("/join/{token}", join),
-        Route("/pictures/{name}", picture),
-        Route("/state", state),
-        Route("/trial/{position}", trial),
-        Route("/consent", consent, methods=["POST"]),
-        Route("/answer", answer, methods=["POST"]),
-        Route("/{file}", file),
+        Route("/", replies.file),
+        Route("/join/{token}", replies.join),
+        Route("/pictures/{name}", replies.picture),
+        Route("/state", replies.state),
+        Route("/trial/{position}", replies.trial),
+        Route("/consent", replies.consent, methods=["POST"]),
+        Route("/answer", replies.answer, methods=["POST"]),
+        Route("/{file}", replies.file),
     ]
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=where.hosts, www_redirect=False)
     handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {

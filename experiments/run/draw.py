@@ -270,35 +270,19 @@ def draw(job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, co
                 bar.update(loops[b] * len(machine.steps))
                 continue
             start = time.perf_counter()
-            try:
-                drawn = draw_together(job, b, bar.update, watch)
-            except torch.OutOfMemoryError as error:
-                raise UserError(
-                    "the GPU is out of memory: use a smaller batch_size, max_batch, height or width"
-                ) from error
-            idle = drawn.idle if idle is None else idle & drawn.idle
+            drawn = draw_together(job, b, bar.update, watch)
             if request.save_latents:
                 run.add_latents(b, drawn.x_T, drawn.x_0)
             took = (time.perf_counter() - start) / len(pictures)
-            for k, (p, seed) in enumerate(pictures):
-                prompt = request.prompts[p]
-                record = {"prompt_index": p, **prompt_record(prompt, job.stages), "seed": seed}
-                record |= job.task.about(p)
-                record |= {"evaluations": drawn.evaluations[k], "seconds": round(took, 4)}
-                record |= drawn.seen[k] | ({"cut": cut[p]} if p in cut else {})
-                text = drawn.texts[k] if drawn.texts else None
-                run.add(drawn.images[k], determined_by(job, p, seed), record, text)
+            store(run, job, b, drawn, took, cut)
+            idle = drawn.idle if idle is None else idle & drawn.idle
             logger.log({"seconds_per_image": took, "images": len(run.records)})
     for name in sorted(idle or ()):
         say(f"warning: networks.{name} took no part: this guidance asks for no network of that name")
 
     records = run.finish(request.batches, request.save_latents)
     if records is not None:
-        picture = grid(folder, records, request.columns) if request.columns else contact_sheet(folder, records)
-        with locked(folder):  # shards may get here at the same time
-            save_png(picture, folder / "grid.png")
-            if machine.model.config.latents == "drawings":
-                write(folder / "drawings.html", page(folder, records, request.columns or COLUMNS))
+        show(folder, records, request.columns, machine.model.config.latents == "drawings")
         seconds, evaluations = mean_of(records, "seconds"), mean_of(records, "evaluations")
         logger.summary({"mean_seconds_per_image": seconds, "unet_evaluations_per_image": evaluations})
         logger.images("samples", records, folder)
@@ -306,15 +290,38 @@ def draw(job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, co
 
 
 def draw_together(job: Job, b: int, progress: Callable[[], Any], watch: Watch) -> Drawn:
-    """Draws a stored batch: at once, or picture by picture."""
+    """Draws a stored batch: at once, or picture by picture. Raises UserError where a GPU has no room for it."""
     first, count, together = b * job.request.batch_size, len(job.request.batches[b]), job.request.together
     sizes = {first + i: min(together, count - i) for i in range(0, count, together)}
-    parts = [draw_batch(job.machine, batch_of(job, i, n), progress, watch(i, n)) for i, n in sizes.items()]
+    try:
+        parts = [draw_batch(job.machine, batch_of(job, i, n), progress, watch(i, n)) for i, n in sizes.items()]
+    except torch.OutOfMemoryError as error:
+        raise UserError("the GPU is out of memory: use a smaller batch_size, max_batch, height or width") from error
     x_T, x_0, images = (torch.cat([getattr(part, name) for part in parts]) for name in ("x_T", "x_0", "images"))
     texts, evaluations, seen = (
         [one for part in parts for one in getattr(part, name)] for name in ("texts", "evaluations", "seen")
     )
     return Drawn(x_T, x_0, images, texts, evaluations, seen, set.intersection(*(part.idle for part in parts)))
+
+
+def store(run: Run, job: Job, b: int, drawn: Drawn, seconds: float, cut: Mapping[int, str]) -> None:
+    """Writes a batch's pictures and their records, each of which took so many seconds."""
+    for k, (p, seed) in enumerate(job.request.batches[b]):
+        record = {"prompt_index": p, **prompt_record(job.request.prompts[p], job.stages), "seed": seed}
+        record |= job.task.about(p)
+        record |= {"evaluations": drawn.evaluations[k], "seconds": round(seconds, 4)}
+        record |= drawn.seen[k] | ({"cut": cut[p]} if p in cut else {})
+        text = drawn.texts[k] if drawn.texts else None
+        run.add(drawn.images[k], determined_by(job, p, seed), record, text)
+
+
+def show(folder: Path, records: Sequence[Record], columns: int | None, drawings: bool) -> None:
+    """Writes the sheet of a finished run, and of drawings a page."""
+    picture = grid(folder, records, columns) if columns else contact_sheet(folder, records)
+    with locked(folder):  # shards may get here at the same time
+        save_png(picture, folder / "grid.png")
+        if drawings:
+            write(folder / "drawings.html", page(folder, records, columns or COLUMNS))
 
 
 def mean_of(records: Sequence[Record], key: str) -> float:

@@ -26,7 +26,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.sampler._target_ != "samplers.ddim" or cfg.sampler.eta != 0:
         raise UserError("inversion undoes DDIM's steps, with no noise added: sampler=ddim sampler.eta=0")
     model = build.picture_model(cfg.model, build.device(cfg.device), cfg.dtype)
-    build.tell_dtype(model)
+    build.say_dtype(model)
     steps = build.steps(cfg.sampler, model.config.schedule)
     size = build.size(model, cfg.height, cfg.width)
     picture = read_picture(Path(cfg.image), *size)

@@ -48,10 +48,10 @@ class Multistage:
             check_guidance("stage guidance", stage.guidance or self.inner)
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
-        return self.ruling(step).branches(self.told(conditions, step), step)
+        return self.ruling(step).branches(self.conditions_at(conditions, step), step)
 
     def more(self, conditions: Conditions, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> dict[str, Branch]:
-        return more(self.ruling(step), self.told(conditions, step), x_0, x_t, step)
+        return more(self.ruling(step), self.conditions_at(conditions, step), x_0, x_t, step)
 
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
         return combined(self.ruling(step), x_0, x_t, step)
@@ -65,7 +65,7 @@ class Multistage:
         """The guidance inside this step's stage."""
         return self.stage(step).guidance or self.inner
 
-    def told(self, conditions: Conditions, step: Step) -> Conditions:
+    def conditions_at(self, conditions: Conditions, step: Step) -> Conditions:
         """The conditions with this step's prompt in the place of the image's own."""
         prompt = self.stage(step).prompt
         return conditions if prompt is None else replace(conditions, cond=conditions.encode(prompt))

@@ -73,11 +73,11 @@ class LatentDiffusion:
         return next(self.unet.parameters()).dtype
 
     def condition(self, prompts: Sequence[str], sizes: Sizes | None = None) -> Condition:
-        """The U-Net's condition of each prompt: a text, cut to 77 tokens, or a class. Raises Unfit as `check_told`.
+        """The U-Net's condition of each prompt: a text, cut to 77 tokens, or a class. Raises Unfit as `check_prompts`.
 
         sizes  of the picture, for networks that are told them; by default those of `config.image_size`
         """
-        self.check_told(prompts)
+        self.check_prompts(prompts)
         if self.text_encoder is None:
             return Condition(spans=((),) * len(prompts))
         if isinstance(self.text_encoder, ClassTable):
@@ -93,17 +93,17 @@ class LatentDiffusion:
             pooled = None if pooled is None else pooled.masked_fill(empty, 0)
         if pooled is None:
             return Condition(tokens, spans=read.spans)
-        told = self.told(sizes).expand(len(pooled), -1)
-        return Condition(tokens, torch.cat([pooled, told], dim=1), spans=read.spans, sizes=told.shape[1])
+        sized = self.size_embedding(sizes).expand(len(pooled), -1)
+        return Condition(tokens, torch.cat([pooled, sized], dim=1), spans=read.spans, sizes=sized.shape[1])
 
-    def told(self, sizes: Sizes | None) -> Tensor:
+    def size_embedding(self, sizes: Sizes | None) -> Tensor:
         """What the U-Net's vector says of sizes: sinusoids [1, 6 x width] of its six numbers."""
         assert self.config.text_2 is not None
         numbers = (sizes or Sizes((self.config.image_size,) * 2)).numbers
         width = (self.config.unet.vector_width - self.config.text_2.projection) // len(numbers)
         return sinusoids(torch.tensor(numbers, device=self.device), width).reshape(1, -1)
 
-    def check_told(self, prompts: Sequence[str]) -> None:
+    def check_prompts(self, prompts: Sequence[str]) -> None:
         """Raises Unfit for a prompt that the model cannot be told: a class that it does not know, or any at all."""
         if isinstance(self.text_encoder, ClassTable):
             self.text_encoder.ids(prompts)

@@ -176,7 +176,7 @@ def machine(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
 def loaded(cfg: DictConfig) -> Loaded:
     """Loads the model and the further networks of a config. Raises UserError, or OSError of a file."""
     made = model(cfg.model, device(cfg.device), cfg.dtype)
-    tell_dtype(made)
+    say_dtype(made)
     paths = {str(name): path for name, path in (cfg.get("networks") or {}).items() if path is not None}
     others = {name: another(made, f"networks.{name}", path) for name, path in paths.items()}
     networks = {name: predictor(one, cfg.get("compile", False)) for name, one in {"main": made, **others}.items()}
@@ -245,7 +245,7 @@ def tasks_of(beside: int, latent: int) -> list[str]:
     return [task for task, channels in known.items() if beside in channels]
 
 
-def tell_dtype(model: LatentDiffusion) -> None:
+def say_dtype(model: LatentDiffusion) -> None:
     """Says so where the autoencoder does not work in the dtype asked for."""
     if isinstance(model.autoencoder, Autoencoder) and model.autoencoder.quant_conv.weight.dtype != model.dtype:
         say("this model's autoencoder overflows float16: it works in float32")
@@ -370,9 +370,9 @@ def check_prompts(model: LatentDiffusion, prompts: Sequence[Prompt], stages: Seq
     if prompts[0].text is None and any(stage.prompt is None for stage in stages) and model.text_encoder is not None:
         raise UserError("nothing to draw: give prompt='...', prompts=NAME, or prompts=file prompts.path=FILE")
     with as_user_error("prompt: "):
-        model.check_told([text or "" for prompt in prompts for text in (prompt.text, prompt.negative)])
+        model.check_prompts([text or "" for prompt in prompts for text in (prompt.text, prompt.negative)])
     with as_user_error("guidance: "):
-        model.check_told([stage.prompt or "" for stage in stages])
+        model.check_prompts([stage.prompt or "" for stage in stages])
 
 
 def size(model: LatentDiffusion, height: int | None, width: int | None) -> tuple[int, int]:

@@ -81,7 +81,7 @@ def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
     shape = len(request.pictures), *model.latent_shape(*size)
     x_T = None if request.noise is None else read_noise(request.noise, shape)
     stages = build.stages(machine.guidance, machine.steps)
-    tell_start(machine, build.stages(machine.guidance, build.steps(cfg.sampler, model.config.schedule)), stages)
+    say_start(machine, build.stages(machine.guidance, build.steps(cfg.sampler, model.config.schedule)), stages)
     build.check_prompts(model, request.prompts, stages)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     kept = {key: value for key, value in config.items() if key not in ("logger", "shard")}
@@ -90,7 +90,7 @@ def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
     return Job(request, machine, task, kept, hashes, size, sizes, stages, x_T)
 
 
-def tell_start(machine: Machine, all_stages: Sequence[Stage], stages: Sequence[Stage]) -> None:
+def say_start(machine: Machine, all_stages: Sequence[Stage], stages: Sequence[Stage]) -> None:
     """Says which steps are taken where it is not all of them, and warns of a guidance's stages that are not."""
     first, shown = machine.steps[0], {stage.prompt for stage in stages}
     if first.i:

@@ -61,12 +61,12 @@ def suite(group: DictConfig, negative: str = "", classes: Sequence[str] = ()) ->
     if "world" in group:
         return list(captions(group, negative))
     if "geneval_seed" in group:
-        return [told(scene, negative) for scene in geneval.scenes(group.geneval_seed)[:count]]
+        return [prompt_of_scene(scene, negative) for scene in geneval.scenes(group.geneval_seed)[:count]]
     path = CONF / "prompts" / str(group.file) if "file" in group else Path(str(group.path))
     return read_prompts(path, negative, count)
 
 
-def told(scene: geneval.Scene, negative: str) -> Prompt:
+def prompt_of_scene(scene: geneval.Scene, negative: str) -> Prompt:
     """Returns the prompt of a scene in GenEval's format."""
     return Prompt(scene["prompt"], negative, objects=tuple(thing["class"] for thing in scene["include"]))
 

@@ -52,7 +52,7 @@ def show(drawn: int = 0, of: int = 0) -> None:
     bar = SweepBar.bar
     if bar is not None:
         bar.set_description_str(
-            told(SweepBar.done, SweepBar.failed, bar.total, SweepBar.pictures + drawn), refresh=False
+            status(SweepBar.done, SweepBar.failed, bar.total, SweepBar.pictures + drawn), refresh=False
         )
         bar.n = SweepBar.done + (drawn / of if of else 0)
         bar.refresh()
@@ -103,9 +103,9 @@ def state_of(sweep: Path) -> str:
     now = sum(path.stat().st_mtime >= began for path in finished)
     seconds = (time.time() - began) / now * (total - len(finished)) if now else None
     left = "" if seconds is None or seconds <= 0 else f", about {tqdm.format_interval(int(seconds))} left"
-    return told(len(finished), len(failed), total, pictures) + left
+    return status(len(finished), len(failed), total, pictures) + left
 
 
-def told(done: int, failed: int, total: int, pictures: int) -> str:
+def status(done: int, failed: int, total: int, pictures: int) -> str:
     more = [*([f"{failed} failed"] if failed else []), *([f"{pictures} pictures"] if pictures else [])]
     return ", ".join([f"sweep: {done} of {total} cells", *more])

@@ -21,7 +21,7 @@ def unequal(sweep: Sweep, cells: Sequence[Cell], measure: str) -> list[str]:
     known = {cell.folder: dict(entries(cell, metric)) for cell in everywhere}
     names = dict.fromkeys(name for cell in among for name in known[cell.folder])
     return [
-        f"{metric} was not measured alike: {told(name, among, known)}"
+        f"{metric} was not measured alike: {differing(name, among, known)}"
         for name in names
         if len({known[cell.folder].get(name) for cell in among}) > 1 and not by_an_axis(name, everywhere, known)
     ]
@@ -77,7 +77,7 @@ def determines(causes: Sequence[Hashable], effects: Sequence[Hashable]) -> bool:
     return len(set(zip(causes, effects, strict=True))) == len(set(causes))
 
 
-def told(name: str, cells: Sequence[Cell], known: dict[Any, dict[str, Hashable]]) -> str:
+def differing(name: str, cells: Sequence[Cell], known: dict[Any, dict[str, Hashable]]) -> str:
     """Says which cells have which value of an entry."""
     groups: dict[Hashable, list[str]] = {}
     for cell in cells:

@@ -196,7 +196,7 @@ class UNetPart(Part):
             mean, logvar = self.autoencoder.encode(scenes.pixels())
             x_0 = sample_posterior(mean.float(), logvar.float(), g)
         dropped = torch.rand(len(scenes.captions), generator=g) < self.caption_dropout
-        condition = self.told(scenes, dropped, g)
+        condition = self.condition_of(scenes, dropped, g)
         t = self.schedule.draw_t(len(x_0), g)
         eps = torch.randn(x_0.shape, generator=g)
         eps += self.noise_offset * torch.randn((*x_0.shape[:2], 1, 1), generator=g)
@@ -215,7 +215,7 @@ class UNetPart(Part):
         """Returns what of the U-Net's config follows from the channels of its latent, unless the recipe says it."""
         return {"in_channels": latent, "out_channels": latent}
 
-    def told(self, scenes: Batch, dropped: Tensor, g: torch.Generator) -> Condition:
+    def condition_of(self, scenes: Batch, dropped: Tensor, g: torch.Generator) -> Condition:
         """Returns what the U-Net is told of scenes; of those that are `dropped` [B], no text."""
         captions = ["" if drop else caption for drop, caption in zip(dropped, scenes.captions, strict=True)]
         return Condition(self.text_encoder(self.tokenizer(captions).ids.to(device_of(self))))
@@ -243,7 +243,7 @@ class UNetPart(Part):
         """Returns the mean squared error of x_0 at five levels of noise: the same scenes and noise for every recipe."""
         scenes, g = batch_of(held_out, range(count)).to(device_of(self)), torch.Generator().manual_seed(0)
         x_0 = self.autoencoder.encode(scenes.pixels())[0].float()
-        condition = self.told(scenes, torch.zeros(count, dtype=torch.bool), g)
+        condition = self.condition_of(scenes, torch.zeros(count, dtype=torch.bool), g)
         predict, errors = as_x_0(self.unet, self.config.schedule.prediction), {}
         for tenth in MEASURED_TENTHS:
             level = self.schedule.level(tenth * self.config.schedule.num_timesteps // 10)

@@ -48,12 +48,12 @@ class InpaintPart(UNetPart):
     def channels(self, latent: int) -> dict[str, Any]:
         return {"in_channels": 2 * latent + 1, "out_channels": latent}
 
-    def told(self, scenes: Batch, dropped: Tensor, g: torch.Generator) -> Condition:
+    def condition_of(self, scenes: Batch, dropped: Tensor, g: torch.Generator) -> Condition:
         masks, things = masks_of(scenes, self.share_random, g)
         own = (torch.rand(len(things), generator=g) < self.share_own).tolist()
         parts = zip(own, things, scenes.words, scenes.captions, strict=True)
         captions = [words[thing] if alone and thing else caption for alone, thing, words, caption in parts]
-        text = super().told(replace(scenes, captions=captions), dropped, g).tokens
+        text = super().condition_of(replace(scenes, captions=captions), dropped, g).tokens
         return Condition(text, channels=hidden(self.autoencoder, scenes, masks))
 
     def picture(self, scenes: EmojiScenes) -> Image.Image:
@@ -91,7 +91,7 @@ class TaskPart(UNetPart):
         self.caption_dropout, self.noise_offset, self.min_snr = cfg.caption_dropout, cfg.noise_offset, cfg.min_snr
         self.noise_level = cfg.get("noise_level", 0.0)
 
-    def told(self, scenes: Batch, dropped: Tensor, g: torch.Generator) -> Condition:
+    def condition_of(self, scenes: Batch, dropped: Tensor, g: torch.Generator) -> Condition:
         if self.task == "upscale":
             level = self.noise_level * torch.rand(len(scenes.captions), generator=g)
             return Condition(channels=shrunk(scenes, self.config.downscale, level, g))
@@ -208,7 +208,7 @@ def shrunk(scenes: Batch, factor: int, level: Tensor, g: torch.Generator) -> Ten
 def drawn(model: LatentDiffusion, part: UNetPart, scenes: EmojiScenes, count: int = 8) -> Image.Image:
     """Returns scenes, and below them what 20 classifier-free steps make of what the network is told of them."""
     batch, g = batch_of(scenes, range(count)).to(device_of(part)), torch.Generator().manual_seed(0)
-    told, untold = (part.told(batch, torch.full((count,), drop), g.manual_seed(0)) for drop in (False, True))
+    told, untold = (part.condition_of(batch, torch.full((count,), drop), g.manual_seed(0)) for drop in (False, True))
     size = model.config.image_size
     conditions = replace(model.conditions([""] * count), cond=told, negative=untold)
     denoise = guided(as_x_0(model.unet, model.config.schedule.prediction), ClassifierFree(3.0), conditions)

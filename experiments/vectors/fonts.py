@@ -43,15 +43,15 @@ def glyphs(package: Package) -> Iterator[Glyph]:
     for name, content in zip(names, package.read(*names), strict=True):
         font = TTFont(io.BytesIO(content))
         outlines, of_character = font.getGlyphSet(), font.getBestCmap()
-        heights = [y for _, y in points(told(outlines, of_character[ord("H")]))]
+        heights = [y for _, y in points(pieces_of(outlines, of_character[ord("H")]))]
         scale = CAPITALS / (max(heights) - min(heights))
         for character in CHARACTERS:
             if ord(character) in of_character:
-                drawing = placed(told(outlines, of_character[ord(character)]), scale)
+                drawing = placed(pieces_of(outlines, of_character[ord(character)]), scale)
                 yield Glyph(character, name.removeprefix("files/").removesuffix(".woff2"), drawing)
 
 
-def told(outlines: Mapping[str, Any], glyph: str) -> Pieces:
+def pieces_of(outlines: Mapping[str, Any], glyph: str) -> Pieces:
     """Returns what a glyph tells a pen, in the font's units, every outline begun by a point that lies on it."""
     pen = DecomposingRecordingPen(outlines)
     outlines[glyph].draw(pen)

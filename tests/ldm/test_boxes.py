@@ -64,7 +64,7 @@ def test_a_token_is_its_label_and_corners_whatever_stands_beside_it(model: Laten
     ],
 )
 def test_a_wrong_layout_is_one_line(model: LatentDiffusion, prompt: str, said: str) -> None:
-    for refuse in (model.check_told, model.condition):
+    for refuse in (model.check_prompts, model.condition):
         with pytest.raises(Unfit) as error:
             refuse([prompt])
         assert said in str(error.value) and "\n" not in str(error.value)

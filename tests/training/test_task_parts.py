@@ -85,7 +85,7 @@ def test_inpainting_is_told_the_hidden_objects_own_words(
     part, batch, told = build_part(cfg, scenes), batch_of(scenes, range(12)), list[str]()
     tell = part.tokenizer
     monkeypatch.setattr(part, "tokenizer", lambda captions: told.extend(captions) or tell(captions))
-    condition = part.told(batch, torch.zeros(12, dtype=torch.bool), torch.Generator().manual_seed(0))
+    condition = part.condition_of(batch, torch.zeros(12, dtype=torch.bool), torch.Generator().manual_seed(0))
     things = tasks.masks_of(batch, 0.0, torch.Generator().manual_seed(0))[1]
     assert condition.channels is not None and condition.tokens is not None and 0 not in things
     assert told == (batch.captions if whole else [words[k] for words, k in zip(batch.words, things, strict=True)])

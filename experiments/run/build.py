@@ -309,15 +309,15 @@ def network(unet: UNet | DiT, compile: bool) -> Network:
 
 
 def steps(cfg: DictConfig, config: ScheduleConfig, strength: float = 1.0) -> list[Step]:
-    """Returns the sampler group's steps through the model's schedule, the last int(strength n) of n.
+    """Returns the sampler group's steps through the model's schedule, the last int(strength n) of n; at 0 none.
 
-    Raises UserError if there are none such.
+    Raises UserError if a strength above 0 leaves none.
     """
     if type(cfg.steps) is not int:
         raise UserError(f"sampler.steps={written(cfg.steps)}: must be a whole number")
     with as_user_error("sampler: "):
         through = Schedule.of(config).steps(cfg.steps, cfg.spacing, final=cfg.final, start=strength)
-    if not through:
+    if strength and not through:
         least = math.ceil(1000 / cfg.steps) / 1000
         raise UserError(
             f"task.strength={strength}: of {cfg.steps} steps none would be taken: at least {least:g}, or more steps"
@@ -338,7 +338,7 @@ def check_start(sampler: Callable[..., Moments], steps: Sequence[Step]) -> None:
     """Raises UserError if a sampler cannot take its settings or these steps: it looks at them as it begins."""
     nothing = torch.zeros(1)
     with as_user_error("sampler: "):
-        next(sampler(lambda x_t, step: Denoised(x_t, x_t), nothing, steps, noise=lambda: nothing))
+        next(sampler(lambda x_t, step: Denoised(x_t, x_t), nothing, steps, noise=lambda: nothing), None)
 
 
 def guidance(cfg: DictConfig) -> Guidance:

@@ -92,6 +92,9 @@ def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
 
 def say_start(machine: Machine, all_stages: Sequence[Stage], stages: Sequence[Stage]) -> None:
     """Says which steps are taken where it is not all of them, and warns of a guidance's stages that are not."""
+    if not machine.steps:
+        say("no step is taken: pictures come back as the autoencoder decodes them")
+        return
     first, shown = machine.steps[0], {stage.prompt for stage in stages}
     if first.i:
         say(f"the last {len(machine.steps)} of {first.n} steps are taken")
@@ -152,6 +155,8 @@ def moments(machine: Machine, batch: Batch, guidance: Guidance | None = None) ->
             yield step, x_t, x_0
     except Unfit as error:
         raise UserError(f"guidance: {name_of(guidance or machine.guidance)}: {error}") from error
+    if not finite:
+        return
     bad = (~torch.stack(finite)).nonzero().flatten().tolist()  # looked at once, so that the loop never waits for a GPU
     if bad:
         step = machine.steps[bad[0]]
@@ -209,6 +214,7 @@ def draw_batch(
     aside = {ASIDE: machine.networks["main"]} if observers else {}
     watched = replace(machine, networks={**counted, **aside})
     guidance = reduce(lambda inner, observer: observer.around(inner), observers, machine.guidance)
+    x_t = batch.x_T if batch.given is None else batch.given.start  # which it stays, if no step is taken
     for step, x_t, x_0 in moments(watched, batch, guidance):  # noqa: B007
         progress()
         for observer in observers:
@@ -221,7 +227,7 @@ def draw_batch(
     for observer in observers:
         seen = [one | more for one, more in zip(seen, observer.done(images), strict=True)]
     texts = [to_svg(drawing) for drawing in drawings or ()]
-    idle = {name for name, network in counted.items() if not network.rows}
+    idle = {name for name, network in counted.items() if machine.steps and not network.rows}
     return Drawn(batch.x_T, x_t, images, texts, [rows // len(batch.seeds)] * len(batch.seeds), seen, idle)
 
 

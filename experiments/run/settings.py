@@ -116,7 +116,7 @@ SETTINGS = {
     "task.image": WORDS | NULL,
     "task.mask": WORDS | NULL,
     "task.match": one_of("every", "in_order"),
-    "task.strength": Kind("a number above 0, at most 1", lambda value: number(0).fits(value) and 0 < value <= 1),
+    "task.strength": Kind("a number from 0 to 1", lambda value: number(0).fits(value) and value <= 1),
     "task.resample": COUNT,
     "task.blend": FLAG,
     "task.noise_level": Kind("a number from 0 to below 1", lambda value: number(0).fits(value) and value < 1),

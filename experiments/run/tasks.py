@@ -224,7 +224,7 @@ def given(task: Task, machine: Machine, prompts: Sequence[int], seeds: Sequence[
     """Returns what the task gives to pictures of these prompts (by position) and seeds, whose first draws are x_T."""
     if task.images is None:
         return Given(x_T)
-    which, model, first = [task.which[p] for p in prompts], machine.model, machine.steps[0].now
+    which, model = [task.which[p] for p in prompts], machine.model
     images = task.images[which]
     if task.name == "upscale":
         noise = KeyedNoise(seeds)("upscale", tuple(images.shape[1:]))
@@ -232,7 +232,7 @@ def given(task: Task, machine: Machine, prompts: Sequence[int], seeds: Sequence[
         told = model.config.in_channels - model.config.latent_channels == 4
         return Given(x_T, small_picture(2 * images - 1, level, noise, told).to(x_T.device))
     x_0 = model.encode(images)
-    begun = first.x_t(x_0, x_T)
+    begun = machine.steps[0].now.x_t(x_0, x_T) if machine.steps else x_0
     if task.masks is None:
         return Given(begun)
     masks = task.masks[which]
@@ -256,7 +256,7 @@ def small_picture(picture: Tensor, level: Tensor, noise: Tensor, told: bool) -> 
 
 def check_resampling(task: Task, machine: Machine) -> None:
     """Raises UserError for a task whose steps cannot be taken several times."""
-    if task.resample == 1:
+    if task.resample == 1 or not machine.steps:
         return
     if machine.model.config.in_channels != machine.model.config.latent_channels:
         raise UserError(f"task.resample={task.resample}: an inpainting model sees the mask itself: leave it at 1")

@@ -60,8 +60,8 @@ class Composable:
 class PerpNeg:
     """Perp-Neg (Armandpour et al. 2023, arXiv 2304.04968): of a negative prompt only what the prompt lacks.
 
-    u + g (d - sum_j w_j n_j'), d = c - u, and n_j' the part of n_j - u perpendicular to d, image by image. Linear in
-    each step's estimates, so in any space; 2 passes and one for each negative prompt.
+    u + g (d - sum_j w_j n_j'), d = c - u, and n_j' the part of n_j - u perpendicular to d, image by image. Of degree
+    one in the differences, so in any space; 2 passes and one for each negative prompt.
     scale      g, on the whole
     negatives  as Part or as mappings of its fields; weights above 0, 1 to 1.5 in the authors' examples at scale 7.5
     u is always the empty prompt: the image's own negative prompt takes no part.

@@ -24,6 +24,7 @@ def main(cfg: DictConfig) -> None:
         cell.note()
         measured = measure_cell(cfg, cell.folder)
         if measured is None:
+            (cell.folder / "error.txt").unlink(missing_ok=True)
             progress.clear()
             say(f"{cfg.cell}: drawn, but for other shards' pictures: the last of them measures it")
             return

@@ -134,8 +134,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def newest(versions: Iterable[Path]) -> Path | None:
-    """Returns the file with the highest version number in its name: 5.2.10 comes after 5.2.9."""
-    return max(versions, key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)], default=None)
+    """Returns the file with the highest version in its name: 5.2.10 comes after 5.2.9, and 6.0.0-beta before 6.0.0."""
+
+    def key(path: Path) -> tuple[list[int], bool, str]:
+        found = re.search(r"-(\d+(?:\.\d+)+)(-?)", path.name)
+        assert found, path
+        return [int(number) for number in found[1].split(".")], not found[2], path.name
+
+    return max(versions, key=key, default=None)
 
 
 def write(path: Path, text: str) -> None:

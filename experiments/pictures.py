@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -107,3 +108,10 @@ def fit(image: Image.Image, cell: int) -> Image.Image:
         factor = cell // longest
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     return image.resize((image.width * cell // longest, image.height * cell // longest), Image.Resampling.LANCZOS)
+
+
+def latent_image(latent: Tensor) -> Image.Image:
+    """A latent [4, h, w] as colours: its first three channels, each stretched to its own range."""
+    x = latent[:3].float().cpu().numpy()
+    low, high = x.min(axis=(1, 2), keepdims=True), x.max(axis=(1, 2), keepdims=True)
+    return Image.fromarray((255 * (x - low) / (high - low)).astype(np.uint8).transpose(1, 2, 0))

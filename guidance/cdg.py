@@ -16,7 +16,7 @@ class DegradedCondition(Against):
     p + g (c - p), p under the prompt's embedding in which the tokens of its words and its first EOS are the empty
     prompt's. What follows is kept: padding, which holds the prompt's gist. These are the authors' content ratio 1 and
     padding ratio 0, which need no ranking of tokens by attention; BOS is the same in every prompt. Linear, so in any
-    space; two passes. Of a prompt that is cut, what is left of its last word stays, and so does EOS.
+    space; two passes. Of boxes all are replaced. Where a prompt is cut within a word, EOS and the rest of it stay.
     scale  7 was tuned for Stable Diffusion 3; of Stable Diffusion 1 and 2 the authors have code, but no results
     """
 
@@ -25,7 +25,8 @@ class DegradedCondition(Against):
     def weak(self, conditions: Conditions, step: Step) -> Branch:
         cond, empty = conditions.cond, conditions.encode("")
         tokens = words_of(cond)
-        end = torch.tensor([spans[-1].stop if spans else 0 for spans in cond.spans], device=tokens.device)  # of EOS
+        ends = [(spans[0].start, spans[-1].stop) if spans else (1, 0) for spans in cond.spans]  # where EOS follows
+        start, stop = torch.tensor(ends, device=tokens.device)[:, :, None].unbind(1)  # [B, 1]
         position = torch.arange(tokens.shape[1], device=tokens.device)
-        content = ((position > 0) & (position <= end[:, None]))[:, :, None]  # [B, L, 1]
-        return Branch(replace(cond, tokens=torch.where(content, words_of(empty), tokens)))
+        content = (start <= position) & (position <= stop)
+        return Branch(replace(cond, tokens=torch.where(content[:, :, None], words_of(empty), tokens)))

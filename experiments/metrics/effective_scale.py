@@ -94,6 +94,8 @@ class Scales:
         pass
 
     def done(self, images: Tensor) -> list[draw.Record]:
+        if not self.probe.steps:
+            return [{SEEN: None} for _ in images]
         seen = {key: torch.stack([step[key] for step in self.probe.steps]).T for key in ("scale", "cosine")}  # [B, S]
         t = [step["t"] for step in self.probe.steps]
         found = [{key: value[b].tolist() for key, value in seen.items()} for b in range(len(images))]
@@ -101,7 +103,9 @@ class Scales:
         return [{SEEN: {"t": t, **one} if ok else None} for one, ok in zip(found, finite, strict=True)]
 
 
-SEEN = "effective_scale"  # in the record of a picture; None where the two prompts' passes agree in a step
+SEEN = (
+    "effective_scale"  # in the record of a picture; None without steps, or where the two prompts' passes agree in one
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class EffectiveScale:
         found = [r[SEEN] for r in records] if all(SEEN in r for r in records) else self.again(run, bench)
         seen = [one for one in found if one is not None]
         if len(seen) < len(found):
-            raise Unmeasurable("prompt and negative prompt give the same eps: no guidance has a scale there")
+            raise Unmeasurable("no step is taken, or prompt and negative prompt give the same eps: there is no scale")
         scale, cosine = (torch.tensor([one[key] for one in seen], dtype=torch.float64) for key in ("scale", "cosine"))
         captions = run.captions[: len(seen)]
         scales, cosines = scale.mean(dim=1).tolist(), cosine.mean(dim=1).tolist()  # of [N, S]

@@ -55,7 +55,10 @@ def merge(store: Store, paths: Iterable[Path]) -> tuple[int, int]:
     for path in paths:
         slot, device, answers = read(path, store)
         before = store.count()
-        store.merge(slot, device, answers)
+        try:
+            store.merge(slot, device, answers)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
         added += store.count() - before
         doubles += len(answers) - (store.count() - before)
     return added, doubles

@@ -190,8 +190,8 @@ class Store:
             known = {nonce for (nonce,) in self.db.execute("select nonce from answer where slot = ?", (slot,))}
             if known and answers and not known & {answer.nonce for answer in answers}:
                 raise UserError(
-                    f"rater {slot} has {len(known)} answers already, none of which are in it: another rater may have "
-                    f"given this number; if all of these are the right ones, action=withdraw slots=[{slot}] first"
+                    f"is of rater {slot}, who has {len(known)} answers already, none of them in it: if another rater "
+                    "wrote it, put their number into it"
                 )
             if answers:
                 self.agree(slot, device)

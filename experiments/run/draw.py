@@ -80,8 +80,9 @@ def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
     check_memory(model, size, request.together)
     shape = len(request.pictures), *model.latent_shape(*size)
     x_T = None if request.noise is None else read_noise(request.noise, shape)
-    stages = build.stages(machine.guidance, machine.steps)
-    say_start(machine, build.stages(machine.guidance, build.steps(cfg.sampler, model.config.schedule)), stages)
+    all_stages = build.stages(machine.guidance, build.steps(cfg.sampler, model.config.schedule))
+    stages = build.stages(machine.guidance, machine.steps) if machine.steps else all_stages
+    say_start(machine, all_stages, stages)
     build.check_prompts(model, request.prompts, stages)
     config = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
     kept = {key: value for key, value in config.items() if key not in ("logger", "shard")}
@@ -93,7 +94,7 @@ def prepare(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
 def say_start(machine: Machine, all_stages: Sequence[Stage], stages: Sequence[Stage]) -> None:
     """Says which steps are taken where it is not all of them, and warns of a guidance's stages that are not."""
     if not machine.steps:
-        say("no step is taken: pictures come back as the autoencoder decodes them")
+        say("no step is taken: nothing is drawn anew")
         return
     first, shown = machine.steps[0], {stage.prompt for stage in stages}
     if first.i:
@@ -284,7 +285,7 @@ def draw(job: Job, folder: Path, logger: Logger, watch: Watch = lambda first, co
             idle = drawn.idle if idle is None else idle & drawn.idle
             logger.log({"seconds_per_image": took, "images": len(run.records)})
     for name in sorted(idle or ()):
-        say(f"warning: networks.{name} took no part: this guidance asks for no network of that name")
+        say(f"warning: networks.{name} took no part in any step")
 
     records = run.finish(request.batches, request.save_latents)
     if records is not None:

@@ -50,11 +50,14 @@ def several(kind: Kind) -> Kind:
     return Kind(f"a list, each {kind.words}", lambda value: isinstance(value, list) and all(map(kind.fits, value)))
 
 
-def groups(*keys: str) -> Kind:
-    return Kind(
-        f"groups of settings, each with {' and '.join(keys)}",
-        lambda v: isinstance(v, dict) and all(isinstance(one, dict) and {*keys} <= one.keys() for one in v.values()),
-    )
+def groups(**kinds: Kind) -> Kind:
+    def fits(value: Any) -> bool:
+        return isinstance(value, dict) and all(isinstance(one, dict) and whole_group(one) for one in value.values())
+
+    def whole_group(one: dict[str, Any]) -> bool:
+        return all(key in one and kind.fits(one[key]) for key, kind in kinds.items())
+
+    return Kind(f"groups, each with {' and '.join(f'{key} ({kind.words})' for key, kind in kinds.items())}", fits)
 
 
 def pair(kind: Kind) -> Kind:
@@ -100,7 +103,7 @@ SETTINGS = {
     "prompts.layouts": several(WORDS),
     "prompts.tinted": FLAG | NULL,
     "prompts.scenes_seed": SEED,
-    "prompts.kinds": groups("layouts", "tinted"),
+    "prompts.kinds": groups(layouts=several(WORDS), tinted=FLAG | NULL),
     "prompts.geneval_seed": SEED,
     # how it is computed
     "batch_size": COUNT,

@@ -54,7 +54,7 @@ def pictures(cfg: DictConfig, folder: Path) -> Measured | None:
     job = draw.prepare(asked(cfg), Kept.load)
     observing = observers(cfg)
     worded = job.machine.model.config.condition == "text"  # else there are no words whose maps could be drawn
-    maps = worded and cfg.maps and not (folder / "semantics.png").exists()
+    maps = worded and cfg.maps and job.machine.steps and not (folder / "semantics.png").exists()
 
     def watch(first: int, count: int) -> list[draw.Observer]:
         found = [one for observer in observing if (one := observer(first, count)) is not None]

@@ -260,8 +260,8 @@ def claims_of(record: dict[str, Any], sweep: Sweep) -> list[Claim]:
 
 def claim_of(record: dict[str, Any]) -> Claim:
     """Returns a claim of the kind that its fields tell. Raises UserError for one that is none."""
-    kinds = [kind for key, kind in KINDS.items() if key in record]
     try:
+        kinds = [kind for key, kind in KINDS.items() if key in record]
         if len(kinds) > 1 or (not kinds and "here" in record):
             raise UserError(f"needs one of {', '.join(KINDS)}")
         return (kinds or [Claim])[0](**record)

@@ -10,6 +10,7 @@ from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 
 from experiments.files import UserError
+from experiments.run.cli import USER_ERRORS
 from experiments.sweeps.cells import drawn_keys
 
 CFG = "cfg"  # the method of the curve
@@ -133,7 +134,10 @@ class Plan:
         """Returns a method's overrides, at the nominal scale if there is one and the method's settings have one."""
         if self.nominal is None or not method.reads_nominal:
             return method.overrides
-        guidance, path = compose("sample", overrides=[*self.base, *method.overrides]).guidance, "guidance"
+        try:
+            guidance, path = compose("sample", overrides=[*self.base, *method.overrides]).guidance, "guidance"
+        except USER_ERRORS:
+            return method.overrides  # whose cell fails, and says why
         while isinstance(guidance.get("inner"), DictConfig):
             guidance, path = guidance.inner, f"{path}.inner"
         return (*method.overrides, f"{path}.scale={self.nominal}") if "scale" in guidance else method.overrides

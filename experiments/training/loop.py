@@ -196,6 +196,7 @@ class State:
         """
         device = next(self.network.parameters()).device
         state = torch.load(path, map_location=device, weights_only=True)
+        state["recipe"].setdefault("what is given", recipe["what is given"])  # which older checkpoints do not tell
         if not any(cooled(made["part"], state["step"]) for made in (state["recipe"], recipe)):
             state["recipe"]["part"]["steps"] = recipe["part"]["steps"]
         if changed := difference(state["recipe"], recipe):
@@ -296,7 +297,7 @@ class Progress:
 
 
 def given_to(part: Part) -> str:
-    """Returns a hash of the parameters that a part does not train: the autoencoder's and the text encoder's."""
+    """Returns a hash of some of the values that a part does not train: the autoencoder's and the text encoder's."""
     trained = {id(parameter) for parameter in part.network.parameters()}
     given = {name: value for name, value in part.named_parameters() if id(value) not in trained}
     return digest_of(repr(list(given)), [nn.ParameterList(given.values())]) if given else ""

@@ -228,6 +228,14 @@ def test_degraded_keeps_all_but_the_words_and_the_first_eos(unet: UNet) -> None:
     assert relative(denoised(unet, DegradedCondition(), step, TOLD).eps, p + 7 * (c - p)) < 1e-5
 
 
+def test_degraded_replaces_every_box_and_nothing_without_words() -> None:
+    tokens = torch.randn(2, 4, 16)
+    boxes = Condition(tokens, spans=((Span("cat", 0, 1), Span("dog", 1, 2)), ()))
+    conditions = Conditions(boxes, EMPTY, lambda prompt: Condition(torch.zeros(2, 4, 16)))
+    weak = DegradedCondition().branches(conditions, STEPS[0])["weak"].condition.tokens
+    assert not weak[0, :2].any() and torch.equal(weak[0, 3], tokens[0, 3]) and torch.equal(weak[1], tokens[1])
+
+
 def test_independent_has_the_embedding_s_moments() -> None:
     conditions = replace(CONDITIONS, cond=replace(CONDITIONS.cond, vector=3 * torch.randn(2, 500) + 2))
     weak = IndependentCondition().branches(conditions, STEPS[5])["weak"].condition

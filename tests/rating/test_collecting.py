@@ -352,7 +352,7 @@ def test_the_static_folder_brings_the_same_bytes(answered: tuple, pairs: Path, t
     wrong = json.loads(paths[1].read_text()) | {"slot": 1}  # another rater mistypes the number
     (tmp_path / "wrong.json").write_text(json.dumps(wrong))
     before = other.rows("select * from answer order by slot, seq")
-    with pytest.raises(ValueError, match=r"rater 1 has \d+ answers already, none of which are in it"):
+    with pytest.raises(ValueError, match=r"wrong.json: is of rater 1, who has \d+ answers already, none of them in it"):
         static.merge(other, [tmp_path / "wrong.json"])
     assert other.rows("select * from answer order by slot, seq") == before
     (tmp_path / "here").mkdir()

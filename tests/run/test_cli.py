@@ -194,7 +194,8 @@ WRONG_SETTINGS = [
     (["prompt=null", "prompts=emoji_one", "prompts.scenes_seed=abc"], "prompts.scenes_seed=abc: must be a whole"),
     (["prompt=null", "prompts=emoji_one", "prompts.world=mars"], "prompts.world=mars: there is no such world"),
     (["prompt=null", "prompts=emoji_one", "+prompts.split=all"], "prompts.split=all: must be train, held_out"),
-    (["prompt=null", "prompts=emoji_arena", "prompts.kinds.one=5"], "each with layouts and tinted"),
+    (["prompt=null", "prompts=emoji_arena", "prompts.kinds.one=5"], "groups, each with layouts (a list"),
+    (["prompt=null", "prompts=emoji_arena", "prompts.kinds.one.layouts=5"], "groups, each with layouts (a list"),
     (["prompt=null", "prompts=geneval", "prompts.geneval_seed=-1"], "prompts.geneval_seed=-1: must be a whole number"),
     # samplers
     (["sampler.steps=0"], "0 sampling steps"),

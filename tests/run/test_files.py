@@ -91,8 +91,9 @@ def framed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callabl
 
 
 def test_the_newest_version_is_told_by_numbers() -> None:
-    packages = [Path(f"iconify-json-noto-{version}.tgz") for version in ("1.2.9", "1.2.10", "1.1.11")]
+    packages = [Path(f"source-sans-3-{version}.tgz") for version in ("1.2.9", "1.2.10", "1.2.10-beta.3", "1.1.11")]
     assert files.newest(packages) == packages[1]
+    assert files.newest([Path("a-1.0.0.tgz"), Path("a-1.0.0")]) == files.newest([Path("a-1.0.0"), Path("a-1.0.0.tgz")])
     assert files.newest([]) is None
 
 

@@ -122,6 +122,17 @@ def test_at_strength_0_the_picture_comes_back_decoded(
     assert records(tmp_path / "run")[0]["evaluations"] == 0
 
 
+def test_at_strength_0_there_still_has_to_be_a_prompt_and_its_stages_are_noted(
+    sample: Sample, files: Path, tmp_path: Path
+) -> None:
+    asked = ["task=image", *small(files), "task.strength=0", "seeds=[5]"]
+    outcome = sample(tmp_path / "none", *asked, "prompt=null")
+    assert outcome.status == 1 and "nothing to draw" in outcome.err
+    stages = "guidance.stages=[{prompt: a, steps: 1}, {prompt: b, steps: 3}]"
+    assert sample(tmp_path / "run", *asked, "prompt=null", "guidance=multistage", stages).status == 0
+    assert [stage["prompt"] for stage in records(tmp_path / "run")[0]["stages"]] == ["a", "b"]
+
+
 def test_size_and_steps_are_said(sample: Sample, files: Path, tmp_path: Path) -> None:
     outcome = sample(tmp_path / "run", "task=image", f"task.image={files / 'wide.png'}", "task.strength=0.5")
     assert outcome.status == 0, outcome.err

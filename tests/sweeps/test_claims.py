@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from experiments.files import UserError
 from experiments.metrics.estimates import HOLDS, NOT, UNTOLD, holm, student_quantile
-from experiments.sweeps.claims import verdicts
+from experiments.sweeps.claims import claim_of, verdicts
 from experiments.sweeps.folder import open_sweep, planned
 from experiments.sweeps.provenance import not_alike
 
@@ -243,6 +244,12 @@ def test_pictures_that_one_side_did_not_measure(tmp_path: Path) -> None:
     found = told_in(tmp_path, cells)
     assert found.verdict == UNTOLD
     assert "10 pictures of a_new and a_old were measured in one of them alone" in found.note
+
+
+def test_what_is_no_claim_is_refused() -> None:
+    for record in (5, "higher", {"say": "x"}):
+        with pytest.raises(UserError, match="claim "):
+            claim_of(record)
 
 
 def test_planned_values_are_told_as_cells_tell_them() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from experiments.emoji.judge import load_judge
 from experiments.files import CONF
 from experiments.metrics import Bench
-from experiments.metrics.effective_scale import Projection
+from experiments.metrics.effective_scale import SEEN, Projection, Scales
 from experiments.metrics.estimates import Bootstrap
 from experiments.metrics.measuring import evaluate
 from experiments.run import draw
@@ -52,6 +52,13 @@ def projected(guidance: object) -> list[dict]:
             x_t = torch.randn(2, 4, 8, 8, generator=g)
             torch.testing.assert_close(probed(x_t, step), plain(x_t, step), rtol=1e-5, atol=1e-5)
     return probe.steps
+
+
+def test_without_a_step_there_is_no_scale() -> None:
+    """As in a picture that is given, at task.strength=0."""
+    scales = Scales()
+    scales.around(ClassifierFree())
+    assert scales.done(torch.zeros(2, 3, 8, 8)) == [{SEEN: None}] * 2
 
 
 @pytest.mark.parametrize("g", [0.0, 1.0, 3.0, 7.5])

@@ -347,6 +347,14 @@ def test_all_methods_go_by_another_scale() -> None:
             )
 
 
+def test_a_method_that_cannot_be_composed_fails_as_a_cell() -> None:
+    """And not where the scale of its settings is looked for."""
+    league = OmegaConf.create({"prompts": 3, "knob_prompts": None})
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        (planned,) = Plan((), (), league, 3.0).of(Method("x", ("guidance=nope",), None, (), None, True))
+    assert planned.overrides == ("++prompts.count=3", "guidance=nope")
+
+
 def test_nominal_scales() -> None:
     method = Method("x", (), None, (), None, True)
     assert method.scale_of({"scale": 3.0, "inner": {"inner": {"scale": 7}, "scale": 2}}) == 7

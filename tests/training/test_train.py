@@ -205,6 +205,15 @@ def test_a_checkpoint_made_with_another_autoencoder_is_refused(folder, tmp_path)
         verb.train(config(folder, "unet", f"out={tmp_path}", f"autoencoder={tmp_path / 'other.pt'}"))
 
 
+def test_a_checkpoint_that_does_not_tell_what_it_was_given_goes_on(folder, tmp_path):
+    checkpoint = checkpoint_of(config(folder, "unet", f"out={tmp_path}", "stop_after=1"))
+    state = torch.load(checkpoint, weights_only=True)
+    del state["recipe"]["what is given"]
+    torch.save(state, checkpoint)
+    verb.train(config(folder, "unet", f"out={tmp_path}", "stop_after=2"))
+    assert torch.load(checkpoint, weights_only=True)["step"] == 2
+
+
 def test_a_model_of_another_training_is_no_place_to_begin(folder, tmp_path):
     (tmp_path / "model").mkdir()
     with pytest.raises(ValueError, match=r"model is another training's: choose another out=FOLDER"):

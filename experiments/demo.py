@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from experiments.pictures import save_png, sheet
 from experiments.run import build, cli, draw
-from experiments.run.commands import SCALE, STEPS, pictures, stages
+from experiments.run.commands import SCALE, SEGMENTATION_FREE, STEPS, pictures, stages
 
 
 def classifier_free(prompt: str) -> list[str]:
@@ -22,15 +22,14 @@ def multistage(*parts: tuple[str, int]) -> list[str]:
 
 PAIR = "a blue cat next to a red dog on a white background"
 ROWS = {
-    "classifier-free: a cat": classifier_free("a cat"),
-    "multistage: a cat 8, a dog 12": multistage(("a cat", 8), ("a dog", 12)),
-    "multistage: a cat 12, a dog 8": multistage(("a cat", 12), ("a dog", 8)),
-    "multistage: a cat 14, a dog 6": multistage(("a cat", 14), ("a dog", 6)),
-    "classifier-free: a dog": classifier_free("a dog"),
-    "multistage: a light bulb 12, a pear 8": multistage(("a light bulb", 12), ("a pear", 8)),
+    "classifier-free: a dragon": classifier_free("a dragon"),
+    "multistage: a dragon 10, a fish 10": multistage(("a dragon", 10), ("a fish", 10)),
+    "multistage: a dragon 7, a fish 13": multistage(("a dragon", 7), ("a fish", 13)),
+    "classifier-free: a fish": classifier_free("a fish"),
+    "multistage: a fox 12, a bear 8": multistage(("a fox", 12), ("a bear", 8)),
     f"no guidance: {PAIR}": [f"prompt='{PAIR}'", "guidance.scale=1"],
     f"classifier-free: {PAIR}": classifier_free(PAIR),
-    f"segmentation-free: {PAIR}": [*classifier_free(PAIR), "guidance=segmentation_free"],
+    f"segmentation-free: {PAIR}": [*classifier_free(PAIR), *SEGMENTATION_FREE],
 }
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from experiments.pictures import save_png, sheet
 from experiments.run import cli
-from experiments.run.commands import SCALE, STEPS, pictures, sample, stages
+from experiments.run.commands import SCALE, SEGMENTATION_FREE, STEPS, pictures, sample, stages
 
 SCALES = [1, 2, 4, 8, 16]
 PAIRS = [("a dragon", "a fish"), ("a cat", "a dog"), ("a light bulb", "a pear"), ("a maple leaf", "a heart")]
@@ -65,8 +65,7 @@ def switches(folder: Path, pairs: list[tuple[str, str]], seeds: list[int], setti
 def two_colours(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
     asked = [f"prompt={joined([repr(prompt) for prompt in TWO_COLOURS])}", f"guidance.scale={SCALE}", *more]
     plain = sweep(out / "two_colours_cfg", seeds, *asked)
-    segmentation_free = ["guidance=segmentation_free", "guidance.sf_strength=1", "guidance.sf_scale=2"]
-    ours = sweep(out / "two_colours_sf", seeds, *asked, *segmentation_free)
+    ours = sweep(out / "two_colours_sf", seeds, *asked, *SEGMENTATION_FREE)
     rows = [row for pair in zip(plain, ours, strict=True) for row in pair]
     labels = [f"{method}: {text}" for text in TWO_COLOURS for method in ("classifier-free", "segmentation-free")]
     return sheet(rows, labels, labels_of(seeds), title="50 steps, same seeds")
@@ -87,7 +86,7 @@ def tasks(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
     runs = {
         "from it, the last 14 of 20 steps: a green pear": ["task=image", image, "task.strength=0.7", *pear],
         "its left half anew: a green pear": [*inpaint, *pear],
-        "the same, segmentation-free": [*inpaint, *pear, "guidance=segmentation_free"],
+        "the same, segmentation-free": [*inpaint, *pear, *SEGMENTATION_FREE],
         "its left half anew: a fish for 10 steps, then a pear": [
             *inpaint, "guidance=multistage", f"guidance.inner.scale={SCALE}", switched,
         ],
@@ -119,7 +118,7 @@ def task_models(out: Path, seeds: list[int], more: list[str]) -> Image.Image:
             "model=emoji_classes", "guidance=multistage", f"guidance.inner.scale={TASK_SCALE}", switched,
         ],
         "told boxes: a fish, a strawberry": boxes,
-        "the same, segmentation-free": [*boxes, "guidance=segmentation_free", "guidance.candidates=words"],
+        "the same, segmentation-free": [*boxes, *SEGMENTATION_FREE, "guidance.candidates=words"],
         "the given one's left half anew: a pear": [*inpaint, "prompt='a green pear'", told],
         "a fish for 6 steps, then a pear": [
             *inpaint, "guidance=multistage", f"guidance.inner.scale={TASK_SCALE}", half_switched,

@@ -60,7 +60,7 @@ def check_the_bars(found: dict, drawn: Path) -> None:
 
 
 def test_scorecard(icons: Path, tmp_path: Path) -> None:
-    small = ["count=4", "validation=2", "steps=2", "scales=[2.0,3.0]", "batch_size=4", "attended=2"]
+    small = ["count=5", "validation=2", "steps=2", "scales=[2.0,3.0]", "batch_size=4", "attended=2"]
     small += [f"second_judge={WEIGHTS / embedded('judge')}"]
     cfg = compose_cfg(f"icons={icons}", f"cache={tmp_path / 'cache'}", f"out={tmp_path / 'out'}", *small)
     scorecard.main(cfg)
@@ -75,7 +75,7 @@ def test_scorecard(icons: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "out" / "scorecard.md").read_text().splitlines()) == 16
     assert (tmp_path / "out" / "failures.png").exists()
     pictures = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "test").rglob("images/*.png")}
-    assert len(pictures) == 20
+    assert len(pictures) == 25
 
     scorecard.main(cfg)
     assert all(path.stat().st_mtime_ns == time for path, time in pictures.items())

@@ -11,12 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from experiments import demo, gallery
-from experiments.files import CONF
+from experiments.files import CONF, embedded
 from experiments.run import build, draw
 from ldm.files.reading import TASKS
 from samplers import Schedule
-
-WORLDS = ("emoji_small", "emoji_sixteen")
 
 
 def check(cfg: DictConfig) -> None:
@@ -26,10 +24,10 @@ def check(cfg: DictConfig) -> None:
     assert cfg.prompt is not None or sum(stage.steps for stage in steps) == cfg.sampler.steps
     if cfg.task.name == "upscale":
         return  # told nothing
-    for world in WORLDS if cfg.model.path == "elsewhere" else WORLDS[1:]:
-        known = OmegaConf.load(CONF / "world" / f"{world}.yaml").concepts if cfg.model.path != "glyphs" else "ABEFOSXZ"
-        for text in [cfg.prompt] if cfg.prompt else [stage.prompt for stage in steps]:
-            assert any(concept in text for concept in known), text
+    world = OmegaConf.load(CONF / "world" / f"{embedded('world')}.yaml")
+    known = world.concepts if cfg.model.path != "glyphs" else "ABEFOSXZ"
+    for text in [cfg.prompt] if cfg.prompt else [stage.prompt for stage in steps]:
+        assert any(concept in text for concept in known), text
 
 
 def write(seeds: list[int], run: Path, number: int = 0) -> list[dict]:

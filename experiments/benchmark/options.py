@@ -86,7 +86,7 @@ def training() -> argparse.ArgumentParser:
         "Measures how fast the U-Net trains, how near the limit, and on what, beside the first edition's way.",
     )
     made.add_argument("--size", default="small", help="of conf/part: whose U-Net, text encoder and autoencoder (small)")
-    made.add_argument("--world", default="emoji_small", help="of conf/world (emoji_small)")
+    made.add_argument("--world", default="emoji_sixteen", help="of conf/world (emoji_sixteen)")
     made.add_argument("--batch", type=int, default=64, help="scenes of a step (64)")
     made.add_argument("--micro", type=int, default=64, help="scenes that the networks take at once (64)")
     made.add_argument("--repeats", type=int, default=5, help="of each way, in turns (5)")

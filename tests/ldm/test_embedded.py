@@ -13,7 +13,7 @@ from PIL import Image
 from tiny import Outcome
 
 from experiments.emoji.judge import load_judge
-from experiments.files import CONF
+from experiments.files import CONF, embedded
 from experiments.metrics import Bench
 from experiments.metrics.measuring import evaluate
 
@@ -22,10 +22,9 @@ FOLDER = ROOT / "ldm" / "weights" / "emoji"
 PROMPT = "a cat next to a dog on a blue background"
 
 
-@pytest.mark.parametrize(("judge", "world"), [("emoji_judge", "emoji_small"), ("emoji_sixteen_judge", "emoji_sixteen")])
-def test_the_judges_know_their_worlds(judge: str, world: str) -> None:
-    config = load_judge(FOLDER.parent / judge).config
-    told = OmegaConf.load(CONF / "world" / f"{world}.yaml")
+def test_the_judge_knows_its_world() -> None:
+    config = load_judge().config
+    told = OmegaConf.load(CONF / "world" / f"{embedded('world')}.yaml")
     assert config.concepts == tuple(told.concepts)
     assert config.colours == tuple(told.colours)
     assert config.image_size == told.image_size
@@ -79,13 +78,13 @@ def test_weights_are_small_16_bit_shards() -> None:
 def test_the_judge_finds_what_the_model_draws(cli: Callable[..., Outcome], tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red heart\na green pear\na blue cat on a white background\na yellow light bulb\n")
-    asked = ["prompts=file", f"prompts.path={prompts}", "seeds=[0,1]", "sampler.steps=20", "guidance.scale=6"]
+    asked = ["prompts=file", f"prompts.path={prompts}", "seeds=[0,1]", "sampler.steps=20", "guidance.scale=3"]
     assert cli("sample", *asked, "batch_size=8", f"hydra.run.dir={tmp_path / 'run'}").status == 0
     settings = {"judge": {"_target_": "experiments.metrics.judge.JudgeMetric"}}
     found = evaluate(tmp_path / "run", settings, Bench(torch.device("cpu")))["judge"]
     assert found["count"] == 8
-    assert found["value"] >= 0.75
-    assert found["details"]["colours"]["value"] >= 0.75
+    assert found["value"] >= 0.85
+    assert found["details"]["colours"]["value"] >= 0.85
 
 
 def test_all_embedded_weights_are_small() -> None:

@@ -18,7 +18,7 @@ from tiny import Outcome
 
 import experiments.run.cli
 import experiments.subset
-from experiments.files import CONF
+from experiments.files import CONF, embedded
 from experiments.frechet import frechet_distance, gaussian
 from experiments.metrics import subset
 from experiments.run import build
@@ -155,7 +155,7 @@ def test_two_objects() -> None:
 @pytest.mark.parametrize("kind", ["one", "one_coloured", "two", "two_coloured"])
 def test_emoji_suite(kind: str) -> None:
     prompts = shipped(f"emoji_{kind}")
-    world = OmegaConf.load(CONF / "world" / "emoji_small.yaml")
+    world = OmegaConf.load(CONF / "world" / f"{embedded('world')}.yaml")
     assert len(prompts) == 500
     assert len({prompt.text for prompt in prompts}) > (150 if kind.startswith("one") else 400)
     assert [prompt.seed for prompt in prompts] == list(range(len(prompts)))
@@ -207,7 +207,7 @@ def test_alike_objects_come_in_24_pairs_and_96_captions() -> None:
 def test_emoji_captions_are_those_of_the_scenes() -> None:
     from experiments.emoji.world import EmojiScenes, World
 
-    world = World(**OmegaConf.to_container(OmegaConf.load(CONF / "world" / "emoji_small.yaml")))
+    world = World(**OmegaConf.to_container(OmegaConf.load(CONF / "world" / f"{embedded('world')}.yaml")))
     scenes = EmojiScenes(world, {}, "held_out", 0, layouts=("beside", "above"), tinted=True)
     assert [p.text for p in shipped("emoji_two_coloured", "prompts.count=20")] == [
         scenes.caption(i)[0] for i in range(20)

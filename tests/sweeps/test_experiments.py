@@ -122,7 +122,6 @@ def test_all_sweeps_of_results_compose_and_the_second_model_s_are_parts_of_the_f
         cells = sweeps.planned(params, [word for word in words if word.partition("=")[0] in params])
         drawn[folder.parent.name].setdefault(name, []).extend({k: str(v) for k, v in cell.items()} for cell in cells)
     assert kept.keys() == {name for name in NAMES if not name.startswith("vectors")} - {
-        "multistage_captions",
         "task_model",
         "classifier_guidance",
         "flow_steps",

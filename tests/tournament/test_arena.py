@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tiny import Outcome, tiny_model
 import experiments.run.cli
 from experiments import arena
 from experiments.emoji.judge import NATURAL, Judge, save_judge
-from experiments.files import CONF, read_lines
+from experiments.files import CONF, embedded, read_lines
 from experiments.metrics.effective_scale import Projection
 from experiments.run import build, draw, geneval
 from experiments.sweeps.folder import Cell
@@ -41,8 +42,9 @@ BROKEN = "_target_: toys.Autoguidance\nscale: 2.0\n"
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a judge that knows no truth, and guidances of one's own, each one yaml."""
     folder = tmp_path_factory.mktemp("arena")
-    save_judge(randomise(Judge(JUDGE)), folder / "judge")
-    natural = {concept: dict.fromkeys(JUDGE.colours, 0.0) for concept in JUDGE.concepts}
+    concepts = tuple(OmegaConf.load(CONF / "world" / f"{embedded('world')}.yaml").concepts)
+    save_judge(randomise(Judge(replace(JUDGE, concepts=concepts))), folder / "judge")
+    natural = {concept: dict.fromkeys(JUDGE.colours, 0.0) for concept in concepts}
     (folder / "judge" / NATURAL).write_text(json.dumps(natural))
     (folder / "conf" / "guidance").mkdir(parents=True)
     (folder / "conf" / "guidance" / "mine.yaml").write_text(MINE)

@@ -396,7 +396,7 @@ def test_wandb_agent_s_command_makes_a_cell(tiny_folder: Path, tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     assert "warning" not in done.stderr
     (cell,) = open_sweep(tmp_path / "outputs" / "ablate" / "segfree_vs_cfg_wandb").cells
-    assert cell.axes == {"method": "words_only", "scale": 14}
+    assert cell.axes == {"method": "gentle", "scale": 14}
     assert len(cell.records) == 1
     (log,) = cell.folder.glob("wandb/offline-run-*/*.wandb")
     assert all(word in log.read_bytes() for word in (b"segfree_vs_cfg", b"words_only,14", b"effective_scale/cosine"))

@@ -399,4 +399,4 @@ def test_wandb_agent_s_command_makes_a_cell(tiny_folder: Path, tmp_path: Path) -
     assert cell.axes == {"method": "gentle", "scale": 14}
     assert len(cell.records) == 1
     (log,) = cell.folder.glob("wandb/offline-run-*/*.wandb")
-    assert all(word in log.read_bytes() for word in (b"segfree_vs_cfg", b"words_only,14", b"effective_scale/cosine"))
+    assert all(word in log.read_bytes() for word in (b"segfree_vs_cfg", b"gentle,14", b"effective_scale/cosine"))

@@ -103,11 +103,14 @@ def leave_out(words: Sequence[Sequence[Span]]) -> AttentionEdit:
     """In every cross-attention layer, mask the tokens of these spans (one sequence per image) from the keys.
 
     The others' weights are renormalised, as if the scores of the masked ones were minus infinity; the prompt is not
-    encoded again (the exact form of segmentation-free guidance, Azarian et al. 2024, eq. 5-7).
+    encoded again (the exact form of segmentation-free guidance, Azarian et al. 2024, eq. 5-7). Where the masked ones
+    have all of a patch's weight, to float32's last bit, the others are not told apart any more and share it equally.
     """
 
     def function(weights: Tensor, site: Site) -> Tensor:
-        kept = weights.masked_fill(candidates(words, weights.shape[-1]).to(weights.device), 0)
+        masked = candidates(words, weights.shape[-1]).to(weights.device)
+        kept = weights.masked_fill(masked, 0)
+        kept = torch.where(kept.sum(dim=-1, keepdim=True) > 0, kept, (~masked).to(kept.dtype))
         return kept / kept.sum(dim=-1, keepdim=True)
 
     return AttentionEdit(function)

@@ -206,6 +206,13 @@ def test_left_out_tokens_are_masked_keys() -> None:
     torch.testing.assert_close(got, masked.softmax(-1))
 
 
+def test_what_is_left_of_a_patch_that_saw_a_left_out_token_alone_is_shared_equally() -> None:
+    scores = torch.zeros(1, 1, 1, 5)
+    scores[..., 2] = 500  # the weights of the others are 0 in float32
+    got = leave_out([(Span("fish", 2, 3),)]).function(scores.softmax(-1), Site("x", "cross", 1, 1))
+    assert got is not None and got.flatten().tolist() == [0.25, 0.25, 0, 0.25, 0.25]
+
+
 def test_multistage_with_equal_stages_is_one_stage(unet: UNet) -> None:
     one = run(unet, ClassifierFree(3))
     same = replace(CONDITIONS, encode=lambda prompt: CONDITIONS.cond)

@@ -1,10 +1,11 @@
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from guidance.branch import Branch, check_number, step_count
 from guidance.cfg import ClassifierFree
-from guidance.edits import scale_strongest, scale_strongest_score, with_zero_token, without_zero_token
+from guidance.edits import only_at, scale_strongest, scale_strongest_score, with_zero_token, without_zero_token
 from guidance.mix import Linear, Mix, mixed
 from ldm.condition import Conditions
 from samplers.schedule import Step
@@ -25,6 +26,7 @@ class SegmentationFree:
     candidates   "all_but_bos", the paper's words; "words" also leaves out EOS and padding
     apply        "weights", the paper's: A_pk* after the softmax; "scores": before it, and of all tokens but BOS, as a
                  published comparison has it, to show what that does (it renormalises, and a negative score grows)
+    layers       dotted names, as they begin, of the blocks whose cross-attention pushes out; all, as in the paper
     mix          the rule that applies the difference, in both kinds of steps; linear is the paper's
     A negative prompt stands for the empty one in the classifier-free steps and takes no part in the others.
     """
@@ -36,6 +38,7 @@ class SegmentationFree:
     argmax: str = "head"
     candidates: str = "all_but_bos"
     apply: str = "weights"
+    layers: Sequence[str] = ("",)
     mix: Mix = Linear()
 
     def __post_init__(self) -> None:
@@ -46,8 +49,10 @@ class SegmentationFree:
             raise ValueError(f"argmax='{self.argmax}': must be head or mean")
         if self.candidates not in ("all_but_bos", "words"):
             raise ValueError(f"candidates='{self.candidates}': must be all_but_bos or words")
-        if self.apply not in ("weights", "scores") or (self.apply == "scores" and self.candidates == "words"):
-            raise ValueError(f"apply='{self.apply}': must be weights, or scores with candidates=all_but_bos")
+        if self.apply not in ("weights", "scores"):
+            raise ValueError(f"apply='{self.apply}': must be weights or scores")
+        if self.apply == "scores" and (self.candidates == "words" or tuple(self.layers) != ("",)):
+            raise ValueError("apply='scores': goes with candidates=all_but_bos in all layers alone")
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         if step.i < step_count("cfg_steps", self.cfg_steps, step.n):
@@ -56,7 +61,7 @@ class SegmentationFree:
             longer, push_out = with_zero_token(conditions.cond), scale_strongest_score(-self.sf_scale, self.argmax)
             return {"cond": Branch(longer, (without_zero_token(),)), "rest": Branch(longer, (push_out,))}
         words = conditions.cond.spans if self.candidates == "words" else None
-        push_out = scale_strongest(-self.sf_scale, self.argmax, words)
+        push_out = only_at(self.layers, scale_strongest(-self.sf_scale, self.argmax, words))
         return {"cond": Branch(conditions.cond), "rest": Branch(conditions.cond, (push_out,))}
 
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Tensor:

@@ -39,7 +39,7 @@ second_multistage_steps = composition=joint,0,6,8,10,14,20
 second_multistage_scale = method=late,early_segmentation_free scale=7.5
 also_multistage_scale = method=joint,early scale=1.5,3,5,7.5,10
 second_multistage_captions = pair=dragon_fish,cat_dog,light_bulb_pear,maple_leaf_heart
-second_segfree_vs_cfg = method=segmentation_free,words_only,gentle scale=3,7.5
+second_segfree_vs_cfg = method=segmentation_free,words_only,segmenting,others,gentle scale=3,7.5
 also_segfree_vs_cfg = method=cfg scale=1.5,2,3,4.5,6,7.5,10,14
 second_segfree_a = guidance.sf_scale=0,10,20
 second_segfree_t_s = guidance.cfg_steps=0.0,0.5,1.0

@@ -113,6 +113,20 @@ def test_segmentation_free_is_its_formula(unet: UNet) -> None:
     assert passes(guidance) == [2] * 10
 
 
+def test_segmentation_free_pushes_out_in_its_layers_alone(unet: UNet) -> None:
+    everywhere = run(unet, SegmentationFree(cfg_steps=0, sf_scale=3))
+    blocks = run(unet, SegmentationFree(cfg_steps=0, sf_scale=3, layers=("down_blocks", "mid_block", "up_blocks")))
+    assert torch.equal(blocks, everywhere)
+    assert torch.equal(run(unet, SegmentationFree(cfg_steps=0, layers=())), run(unet, ClassifierFree(1)))
+
+    edit = only_at(["up_blocks.1"], scale_strongest(-3))
+    step = STEPS[5]
+    eps_c, eps_n = predicted(unet, CONDITIONS.cond, step), predicted(unet, CONDITIONS.cond, step, edit)
+    some = SegmentationFree(cfg_steps=0, sf_scale=3, layers=("up_blocks.1",))
+    assert relative(eps_of(unet, some, step), eps_c + 2 * (eps_c - eps_n)) < 1e-5
+    assert relative(eps_of(unet, some, step), eps_of(unet, SegmentationFree(cfg_steps=0, sf_scale=3), step)) > 1e-3
+
+
 def test_cfg_steps_counts_or_is_a_fraction() -> None:
     def classifier_free(cfg_steps: int | float) -> int:
         guidance = SegmentationFree(cfg_steps=cfg_steps)

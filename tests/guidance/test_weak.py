@@ -673,6 +673,7 @@ def test_an_edit_that_changes_nothing_leaves_the_inner_guidance(unet: UNet) -> N
         (lambda: AttentionTemperature(ClassifierFree(), 1, "both"), "kind='both'"),
         (lambda: SegmentationFree(apply="logits"), "apply='logits'"),
         (lambda: SegmentationFree(apply="scores", candidates="words"), "apply='scores'"),
+        (lambda: SegmentationFree(apply="scores", layers=("up_blocks",)), "apply='scores'"),
         (lambda: AttendAndExcite(ClassifierFree(), stop=2), "stop=2"),
     ],
 )

@@ -13,7 +13,7 @@ export MALLOC_MMAP_THRESHOLD_ = 4294967296
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 
 SWEEPS = multistage_steps multistage_scale multistage_captions segfree_vs_cfg segfree_a segfree_t_s segfree_strength \
-         segfree_style composition implied_segmentation segfree_exact segfree_motivation samplers_spacing samplers inversion
+         segfree_layers segfree_style composition implied_segmentation segfree_exact segfree_motivation samplers_spacing samplers inversion
 
 # settings, fewer steps or pictures than the yaml's among them
 OBJECTS = dtype=bfloat16 maps=false references=$(OUT)/references
@@ -27,6 +27,7 @@ segfree_vs_cfg = $(SEGFREE)
 segfree_a = $(SEGFREE)
 segfree_t_s = $(SEGFREE)
 segfree_strength = $(SEGFREE)
+segfree_layers = $(SEGFREE)
 segfree_style = $(SEGFREE)
 samplers = count=8 batch_size=8 bootstrap.resamples=300
 # on other captions than samplers, whose spacings it chooses
@@ -39,11 +40,13 @@ second_multistage_steps = composition=joint,0,6,8,10,14,20
 second_multistage_scale = method=late,early_segmentation_free scale=7.5
 also_multistage_scale = method=joint,early scale=1.5,3,5,7.5,10
 second_multistage_captions = pair=dragon_fish,cat_dog,light_bulb_pear,maple_leaf_heart
-second_segfree_vs_cfg = method=segmentation_free,words_only,segmenting,others,gentle scale=3,7.5
+second_segfree_vs_cfg = method=segmentation_free,words_only,gentle scale=3,7.5
 also_segfree_vs_cfg = method=cfg scale=1.5,2,3,4.5,6,7.5,10,14
 second_segfree_a = guidance.sf_scale=0,10,20
 second_segfree_t_s = guidance.cfg_steps=0.0,0.5,1.0
 second_segfree_strength = guidance.sf_strength=2,5
+second_segfree_layers = where=all,segmenting,others scale=7.5
+also_segfree_layers = where=cfg scale=1.5,3,4.5,7.5
 second_segfree_style = guidance.cfg_steps=0.0,0.5,1.0
 second_samplers = method=euler,heun,dpmpp_2m,unipc evaluations=10,20,100 scale=3,7.5
 second_samplers_spacing = spacing=leading,karras

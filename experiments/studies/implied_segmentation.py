@@ -89,11 +89,12 @@ class ImpliedSegmentation(SceneStudy):
         captions = [scene.caption for scene in scenes]
         estimates = {name: bench.bootstrap.mean([s[name] for s in scores], captions) for name in scores[0]}
         value: Estimate = estimates.pop("value")
+        layers = ranked({name: estimates[name] for name in maps[0] if name != ALL})
         shown = zip(scenes[:PICTURED], maps, words, strict=False)
-        rows = [self.pictures(scene, seen, spans) for scene, seen, spans in shown]
+        rows = [self.pictures(scene, [seen[name] for name in (*layers, ALL)], spans) for scene, seen, spans in shown]
         title = f"Whose a patch's strongest token is, t={self.timestep}; colours mix where heads disagree"
-        columns = ["scene", "true masks", *columns_of(maps[0])]
-        save_png(figure(rows, scenes[:PICTURED], columns, title), folder / "figure.png")
+        columns = [f"{name}, IoU {estimates[name].value:.2f}" for name in layers]
+        save_png(figure(rows, scenes[:PICTURED], ["scene", "true masks", *columns, ALL], title), folder / "figure.png")
         return Result(value, estimates, about=self.about(model))
 
     def look(self, model: LatentDiffusion, noised: Noised) -> list[dict[str, Tokens]]:
@@ -150,8 +151,8 @@ class ImpliedSegmentation(SceneStudy):
             **{f"right_object_{name}": share for name, share in right.items()},
         }
 
-    def pictures(self, scene: Scene, seen: dict[str, Tokens], words: Sequence[Span]) -> list[Image.Image]:
-        columns = [seen[name].strongest for name in columns_of(seen)]
+    def pictures(self, scene: Scene, seen: Sequence[Tokens], words: Sequence[Span]) -> list[Image.Image]:
+        columns = [tokens.strongest for tokens in seen]
         spans = self.spans(scene.objects)
         maps = [true_owners(scene, *columns[-1].shape[1:]), *(owners(k, spans, words) for k in columns)]
         return [to_image(scene.image / 255), *(owners_image(scene, index) for index in maps)]
@@ -201,7 +202,7 @@ def layer_name(site: Site) -> str:
     return f"{place.replace('_blocks.', '').replace('_block', '')}_{site.height}x{site.width}"
 
 
-def columns_of(seen: dict[str, Tokens]) -> list[str]:
-    """Returns what a figure shows: the first layer, the middle one, the last, and all together."""
-    layers = [name for name in seen if name != ALL]
-    return [*dict.fromkeys((layers[0], layers[len(layers) // 2], layers[-1])), ALL]
+def ranked(layers: dict[str, Estimate]) -> list[str]:
+    """Returns what a figure shows: the layer of the largest value, the middle one and the one of the smallest."""
+    names = sorted(layers, key=lambda name: layers[name].value, reverse=True)
+    return [*dict.fromkeys((names[0], names[len(names) // 2], names[-1]))]

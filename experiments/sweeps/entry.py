@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from experiments import files
 from experiments.files import UserError
 from experiments.sweeps.claims import claim_of
-from experiments.sweeps.folder import Axes, axis_value, overrides
+from experiments.sweeps.folder import Axes, axis_value, overrides, planned
 
 MAY_DIFFER = (  # between the cells of a sweep; how each cell was measured is stored with it, see `provenance`
     *("cell", "out", "shard", "device", "logger", "icons", "cache", "maps"),
@@ -54,12 +54,19 @@ def enter(cfg: DictConfig, hydra: HydraConf) -> Entry:
     sweep.mkdir(parents=True, exist_ok=True)
     with files.locked(sweep):
         file = sweep / "sweep.json"
-        if file.exists() and (differs := files.difference(json.loads(file.read_text())["config"], shared)):
+        former = json.loads(file.read_text()) if file.exists() else {"config": shared}
+        if differs := files.difference(former["config"], shared):
             raise UserError(f"{sweep} holds a sweep of another config ({differs}): choose another out=FOLDER")
         told = {key: resolved(cfg[key]) for key in ("name", "claim", "claims", "page")}
         told |= {"command": command(hydra), "commit": files.commit(), "config": shared}
+        told["planned"] = wanted(hydra) if in_multirun(hydra) else former.get("planned", [])
         files.write(file, json.dumps(told, indent=1) + "\n")
     return Entry(sweep, folder, str(cfg.cell), axes)
+
+
+def wanted(hydra: HydraConf) -> list[Axes]:
+    """Returns the axes' values of each cell that the command asks for."""
+    return planned(resolved(hydra.sweeper.get("params")), recorded(Path(hydra.sweep.dir) / "multirun.yaml").task)
 
 
 def in_multirun(hydra: HydraConf) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from experiments.files import UserError, read_lines
 
@@ -67,6 +67,7 @@ class Sweep:
     commit: str | None
     config: dict[str, Any]  # what all cells share
     cells: tuple[Cell, ...]
+    planned: list[Axes] = field(default_factory=list)  # cells that the last command asked for
 
     def at(self, where: Axes) -> list[Cell]:
         return [cell for cell in self.cells if cell.is_at(where)]
@@ -108,14 +109,9 @@ def prompts_of(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def with_planned(sweep: Sweep) -> Sweep:
-    """Adds the settings of Hydra's record of the sweep that have no cell yet."""
-    record = sweep.folder / "multirun.yaml"
-    if not record.is_file():
-        return sweep
-    hydra = OmegaConf.load(record).hydra
+    """Adds the settings of the sweep that have no cell yet."""
     begun = [{key: str(value) for key, value in cell.axes.items()} for cell in sweep.cells]
-    wanted = planned(hydra.sweeper.get("params"), hydra.overrides.task)
-    missing = [axes for axes in wanted if {key: str(value) for key, value in axes.items()} not in begun]
+    missing = [axes for axes in sweep.planned if {key: str(value) for key, value in axes.items()} not in begun]
     names = [",".join(map(str, axes.values())) for axes in missing]
     cells = [
         Cell(sweep.folder / "not begun" / name, name, axes, {}, (), None, {})

@@ -325,9 +325,11 @@ def test_a_sweep_of_another_config_is_refused_and_more_values_are_not(
 ) -> None:
     small = ["n=1", "guidance.scale=1", "sampler.eta=0,1"]
     assert ablate(*small).status == 0
-    before = content(tmp_path)
-    outcome = ablate(*small, "sampler.steps=2")
+    before, planned = content(tmp_path), open_sweep(tmp_path / "sweep").planned
+    assert [axes["sampler.eta"] for axes in planned] == [0, 1]
+    outcome = ablate(*small, "sampler.steps=2", "sampler.eta=0,1,0.5")
     assert outcome.status == 1
+    assert open_sweep(tmp_path / "sweep").planned == planned  # what is refused is not waited for
     assert "sweep holds a sweep of another config (sampler.steps was 3, now is 2)" in outcome.err
     assert content(tmp_path) == before
     assert ablate("n=1", "guidance.scale=1,2", "sampler.eta=0,1").status == 0

@@ -260,8 +260,9 @@ def test_planned_values_are_told_as_cells_tell_them() -> None:
 
 def test_planned_cells_that_were_not_begun_keep_a_claim_from_being_told(tmp_path: Path) -> None:
     make_sweep(tmp_path, pairs_of("a"), [NEW_AND_OLD])
-    overrides = 'hydra: {sweeper: {params: {pair: "a,b", method: "old,new"}}, overrides: {task: [experiment=toy]}}'
-    (tmp_path / "multirun.yaml").write_text(overrides)
+    told = json.loads((tmp_path / "sweep.json").read_text())
+    told["planned"] = planned({"pair": "a,b", "method": "old,new"}, ["experiment=toy"])
+    (tmp_path / "sweep.json").write_text(json.dumps(told))
     (found,) = verdicts(open_sweep(tmp_path))
     assert found.verdict == UNTOLD and "m was not measured in b,new, b,old" in found.note
 

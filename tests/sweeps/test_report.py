@@ -24,7 +24,7 @@ from experiments.metrics.measuring import store
 from experiments.pictures import save_png
 from experiments.run.folder import Run
 from experiments.sweeps.figures import ErrorBar, by_step, draw_frontier, draw_lines, frontier, lines, mean_bar
-from experiments.sweeps.folder import open_sweep
+from experiments.sweeps.folder import open_sweep, planned
 from experiments.sweeps.page import rounded, whole, write_page
 
 PROMPTS = ["a cat <script>alert(1)</script> & a dog", "a fish"]
@@ -255,7 +255,10 @@ def test_head_and_sections(page: Page) -> None:
 
 def test_a_sweep_that_is_not_finished_says_so(tmp_path: Path) -> None:
     folder = make_sweep(tmp_path / "sweep")
-    write(folder / "multirun.yaml", OVERRIDES)
+    told = json.loads((folder / "sweep.json").read_text())
+    typed = ["experiment=tried", "n=2", "method=other", "guidance.scale=2,20,'joint'"]
+    told["planned"] = planned({"method": "a,b", "guidance.scale": "2,10.5,joint"}, typed)
+    write(folder / "sweep.json", json.dumps(told))
     failed, running = folder / "cfg,10.5", folder / "other,2"
     write(failed / "error.txt", "ValueError: latents are <not> finite\n")
     for path in (*failed.rglob("*.png"), *failed.glob("metrics/*"), *running.glob("metrics/*"), running / "grid.png"):
@@ -280,13 +283,6 @@ def test_a_sweep_that_is_not_finished_says_so(tmp_path: Path) -> None:
     assert rows["cfg, scale 10.5 failed"][1]["data"] == []
     (gap,) = [p for p in lines(whole(open_sweep(folder)), ["judge"])[1].points if p.x == 20]
     assert gap.at.value is None
-
-
-OVERRIDES = """
-hydra:
-  sweeper: {params: {method: "a,b", guidance.scale: "2,10.5,joint"}}
-  overrides: {task: [experiment=tried, n=2, "method=other", "guidance.scale=2,20,'joint'"]}
-"""
 
 
 def test_stages_label_columns_and_seeds_label_rows(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def prompts_of(record: dict[str, Any]) -> tuple[str, ...]:
 
 
 def with_planned(sweep: Sweep) -> Sweep:
-    """Adds the settings of the sweep that have no cell yet."""
+    """Adds the settings that the last command asked for and that have no cell yet."""
     begun = [{key: str(value) for key, value in cell.axes.items()} for cell in sweep.cells]
     missing = [axes for axes in sweep.planned if {key: str(value) for key, value in axes.items()} not in begun]
     names = [",".join(map(str, axes.values())) for axes in missing]

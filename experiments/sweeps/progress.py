@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from experiments.files import read_lines, say
@@ -90,9 +90,8 @@ def close() -> None:
 
 def state_of(sweep: Path) -> str:
     """Returns a line: cells and pictures done, as all of the sweep's processes left them, and the time left."""
-    record = sweep / "multirun.yaml"
-    hydra, began = OmegaConf.load(record).hydra, record.stat().st_mtime
-    total = len(planned(hydra.sweeper.get("params"), hydra.overrides.task))
+    began = (sweep / "multirun.yaml").stat().st_mtime
+    total = len(json.loads((sweep / "sweep.json").read_text())["planned"])
     cells = list(sweep.rglob("cell.json"))
     failed = [path for path in cells if (path.parent / "error.txt").exists()]
     finished = [

@@ -12,7 +12,7 @@ export OMP_NUM_THREADS = 1
 export MALLOC_MMAP_THRESHOLD_ = 4294967296
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 
-SWEEPS = multistage_steps multistage_scale multistage_captions segfree_vs_cfg segfree_a segfree_t_s segfree_strength \
+SWEEPS = multistage_steps multistage_scale multistage_captions multistage_inner segfree_vs_cfg segfree_a segfree_t_s segfree_strength \
          segfree_layers segfree_style composition implied_segmentation segfree_exact segfree_motivation samplers_spacing samplers inversion
 
 # settings, fewer steps or pictures than the yaml's among them
@@ -21,6 +21,9 @@ OBJECTS = dtype=bfloat16 maps=false references=$(OUT)/references
 multistage_steps = $(OBJECTS) n=40 guidance.inner.scale=3
 multistage_scale = $(OBJECTS)
 multistage_captions = $(OBJECTS)
+multistage_inner = $(OBJECTS)
+# a further part of the same sweep
+more_multistage_inner = method=cfg scale=1.5,5,10,15
 composition = $(OBJECTS)
 SEGFREE = dtype=bfloat16 maps=false sampler.steps=25
 segfree_vs_cfg = $(SEGFREE)
@@ -40,6 +43,8 @@ second_multistage_steps = composition=joint,0,6,8,10,14,20
 second_multistage_scale = method=late,early_segmentation_free scale=7.5
 also_multistage_scale = method=joint,early scale=1.5,3,5,7.5,10
 second_multistage_captions = pair=dragon_fish,cat_dog,light_bulb_pear,maple_leaf_heart
+second_multistage_inner = pair=dragon_fish,cat_dog
+also_multistage_inner = pair=dragon_fish,cat_dog $(more_multistage_inner)
 second_segfree_vs_cfg = method=segmentation_free,words_only,gentle scale=3,7.5
 also_segfree_vs_cfg = method=cfg scale=1.5,2,3,4.5,6,7.5,10,14
 second_segfree_a = guidance.sf_scale=0,10,20
@@ -64,6 +69,7 @@ $(OUT)/references:
 
 $(OUT)/first/%.done: | $(OUT)/references
 	$(ABLATE) out=$(OUT)/first/$*
+	$(if $(more_$*),$(ABLATE) out=$(OUT)/first/$* $(more_$*))
 	touch $@
 
 $(OUT)/second/%.done: | $(OUT)/references

@@ -112,12 +112,12 @@ def test_all_sweeps_of_results_compose_and_the_second_model_s_are_parts_of_the_f
     for words in commands:
         told = dict(word.split("=", 1) for word in words)
         name, folder = told["experiment"], Path(told["out"])
-        if folder.parent.name == "first":
-            swept = [word for word in words if "," in word and "[" not in word]
-            kept[name] = compose("ablate", [w for w in words if w not in swept], return_hydra_config=True), words
-        else:  # the same settings, and then the model and the cells
+        if folder.parent.name == "second":  # the same settings, and then the model and the cells
             same = len(kept[name][1]) - 1
             assert words[:same] == kept[name][1][:same] and words[same + 1] == "model.path=FOLDER"
+        elif name not in kept:  # what follows it is a further part of the same sweep
+            swept = [word for word in words if "," in word and "[" not in word]
+            kept[name] = compose("ablate", [w for w in words if w not in swept], return_hydra_config=True), words
         params = resolved(kept[name][0].hydra.sweeper.params)
         cells = sweeps.planned(params, [word for word in words if word.partition("=")[0] in params])
         drawn[folder.parent.name].setdefault(name, []).extend({k: str(v) for k, v in cell.items()} for cell in cells)

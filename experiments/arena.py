@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> None:
         true_scenes = references(out, planned, cfg, bench)
         arena = Arena(out, planned, metrics_of(cfg, true_scenes), bench, failed)
         shard, shards = map(int, str(cfg.shard).split("/"))
-        for cell in list(planned.curve())[shard::shards]:
+        for cell in sorted(planned.curve(), key=lambda cell: cell.role)[shard::shards]:
             arena.draw(cell)
         for method in wanted[shard::shards]:
             arena.draw_method(method)

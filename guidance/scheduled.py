@@ -7,12 +7,12 @@ from math import gamma
 
 from torch import Tensor
 
-from guidance.branch import Branch, Wrapper, check_number, combined
+from guidance.branch import Branch, Wrapper, combined
 from ldm.condition import Conditions
 from samplers.predict import Denoised
 from samplers.schedule import Step
 
-Curve = Callable[[Step], float]  # what a step's guidance is multiplied by, at least 0
+Curve = Callable[[Step], float]  # what a step's guidance is multiplied by
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Beta:
 
 @dataclass(frozen=True)
 class Table:
-    """One value per step; fewer are spread evenly over the steps, and interpolated linearly."""
+    """One value per step, of either sign; fewer are spread evenly over the steps, and interpolated linearly."""
 
     values: Sequence[float]
 
@@ -67,7 +67,8 @@ class Table:
         if not self.values:
             raise ValueError("values is empty: a table has at least one")
         for value in self.values:
-            check_number("values", value)
+            if not math.isfinite(value):
+                raise ValueError(f"values={value}: must be a finite number")
 
     def __call__(self, step: Step) -> float:
         position = step.i / max(step.n - 1, 1) * (len(self.values) - 1)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,9 @@ class Request:
 
     @property
     def columns(self) -> int | None:
-        """Pictures of each prompt; None where prompts bring seeds of their own."""
-        own = any(prompt.seed is not None for prompt in self.prompts)
-        return None if own else len(self.pictures) // len(self.prompts)
+        """Pictures of each prompt; None where prompts have other seeds than one another."""
+        seeds = {tuple(seed for _, seed in some) for _, some in groupby(self.pictures, key=itemgetter(0))}
+        return len(seeds.pop()) if len(seeds) == 1 else None
 
 
 def request(cfg: DictConfig, classes: Sequence[str] = ()) -> Request:
@@ -93,7 +94,11 @@ def request(cfg: DictConfig, classes: Sequence[str] = ()) -> Request:
     classes  those of the model, if it is told classes
     """
     wanted, common = prompts(cfg, classes), seeds(cfg)
-    own = [common if prompt.seed is None else [prompt.seed] for prompt in wanted]
+    apart = (cfg.get("prompts") or {}).get("seeds_apart", 0)
+    own = [
+        [seed + apart * p for seed in common] if prompt.seed is None else [prompt.seed]
+        for p, prompt in enumerate(wanted)
+    ]
     shard, shards = map(int, str(cfg.shard).split("/"))
     return Request(
         prompts=wanted,

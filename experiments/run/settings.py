@@ -104,6 +104,7 @@ SETTINGS = {
     "prompts.tinted": FLAG | NULL,
     "prompts.scenes_seed": SEED,
     "prompts.kinds": groups(layouts=several(WORDS), tinted=FLAG | NULL),
+    "prompts.seeds_apart": whole(0),
     "prompts.geneval_seed": SEED,
     # how it is computed
     "batch_size": COUNT,

@@ -54,6 +54,9 @@ def of_second(cfg: DictConfig, methods: Sequence[Method]) -> Findings | None:
     folder = Path(cfg.second)
     if not (folder / "arena.json").is_file():
         raise UserError(f"second={folder}: holds no arena of experiments.arena")
+    ours, theirs = (json.loads((one / "arena.json").read_text(encoding="utf-8")) for one in (Path(cfg.out), folder))
+    if ours["nominal"] != theirs["nominal"]:
+        raise UserError(f"second={folder}: has nominal={theirs['nominal']}, and {cfg.out} {ours['nominal']}")
     return findings(folder, columns_of(cfg, folder), methods, cfg.best_by[cfg.model.subject])
 
 

@@ -148,8 +148,8 @@ class Plan:
         return self.cell("evaluations", method.name, "evaluations", at, self.league.prompts)
 
     def followed(self, method: Method, scales: Sequence[float]) -> Planned:
-        """Returns classifier-free guidance that has one of these scales in each step; none below 1."""
-        table = [max(0.0, round(scale - 1, 6)) for scale in scales]
+        """Returns classifier-free guidance that has one of these scales in each step, be it below 1 or below 0."""
+        table = [round(scale - 1, 6) for scale in scales]
         at = ["guidance=scheduled", "guidance.inner.scale=2.0", "guidance.curve._target_=guidance.Table"]
         at += ["~guidance.curve.end", "~guidance.curve.least", f"+guidance.curve.values={literal(table)}"]
         return self.cell("followed", method.name, "followed", at, self.league.prompts)

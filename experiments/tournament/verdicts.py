@@ -169,9 +169,12 @@ def mean_of(cell: Cell, key: str) -> float | None:
 
 
 def best_scale(tuning: Sequence[Row], best_by: str) -> float | None:
-    """Returns the scale at which classifier-free guidance does best on other prompts; None if it was not measured."""
+    """Returns the scale at which classifier-free guidance does best on other prompts; None if it was not measured.
+
+    Of several that do equally well it is the smallest.
+    """
     worth = {row.nominal: found["value"] for row in tuning if (found := row.cell.estimate(best_by)) is not None}
-    return max(worth, key=lambda scale: worth[scale]) if worth else None
+    return max(sorted(worth), key=lambda scale: worth[scale]) if worth else None
 
 
 def controls_of(

@@ -379,7 +379,7 @@ def test_curves() -> None:
         (Ramp(3, least=0.5), (3 * i / 10).clamp(min=0.5)),
         (Cosine(), 1 - torch.cos(math.pi * i / 10)),
         (Beta(2, 3), torch.distributions.Beta(2.0, 3.0).log_prob(shares.clamp(1e-12, 1 - 1e-12)).exp()),
-        (Table([1.0, 4.0]), 1 + 3 * i / 9),
+        (Table([-1.0, 2.0]), -1 + 3 * i / 9),
         (Table(list(range(10))), i),
         (Table([2.0]), torch.full((10,), 2.0)),
     ]:
@@ -393,6 +393,14 @@ def test_a_schedule_is_a_scale_for_each_step(unet: UNet) -> None:
         expected = denoised(unet, ClassifierFree(1 + w[i]), STEPS[i])
         assert relative(out.x_0, expected.x_0) < 1e-5 and relative(out.eps, expected.eps) < 1e-5
     assert [len(Scheduled(ClassifierFree()).branches(CONDITIONS, step)) for step in STEPS] == [1] + 9 * [2]
+
+
+@pytest.mark.parametrize("g", [0.5, 0.0, -1.5])
+def test_a_schedule_may_go_below_the_conditional(unet: UNet, g: float) -> None:
+    out = denoised(unet, Scheduled(ClassifierFree(2), Table([g - 1])), STEPS[3])
+    cond, negative = (denoised(unet, ClassifierFree(scale), STEPS[3]) for scale in (1, 0))
+    for found, c, u in zip(out, cond, negative, strict=True):
+        assert relative(found, u + g * (c - u)) < 1e-5
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
@@ -668,6 +676,7 @@ def test_an_edit_that_changes_nothing_leaves_the_inner_guidance(unet: UNet) -> N
         (lambda: PerpNeg(()), "negatives is empty"),
         (lambda: PerpNeg(({"prompt": "x", "weight": -1},)), "weight=-1"),
         (lambda: Table(()), "values is empty"),
+        (lambda: Table([1.0, math.inf]), "values=inf"),
         (lambda: Beta(0.5), "a=0.5"),
         (lambda: AttentionTemperature(ClassifierFree(), 0), "temperature=0"),
         (lambda: AttentionTemperature(ClassifierFree(), 1, "both"), "kind='both'"),

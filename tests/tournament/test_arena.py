@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -337,9 +338,9 @@ def test_all_methods_go_by_another_scale() -> None:
     league = OmegaConf.create({"prompts": 3, "knob_prompts": 2})
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for method in (param.values[0] for param in table()):
-            cells = list(Plan((), (), league, 3.0).of(method))
+            cells = list(Plan((), (), league, 4.5).of(method))
             guidance = OmegaConf.to_container(compose("sample", overrides=list(cells[0].overrides)).guidance)
-            assert method.scale_of(guidance) == {"cfg_pp": 7.5, "autoguidance": None}.get(method.name, 3.0), method.name
+            assert method.scale_of(guidance) == {"cfg_pp": 3.0, "autoguidance": None}.get(method.name, 4.5), method.name
             if method.knob == "guidance.scale" and "inner" not in guidance and method.reads_nominal:
                 found = [compose("sample", overrides=list(cell.overrides)).guidance.scale for cell in cells[1:]]
                 assert found == list(method.values)
@@ -355,6 +356,38 @@ def test_a_method_that_cannot_be_composed_fails_as_a_cell() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         (planned,) = Plan((), (), league, 3.0).of(Method("x", ("guidance=nope",), None, (), None, True))
     assert planned.overrides == ("++prompts.count=3", "guidance=nope")
+
+
+def test_no_two_prompts_of_the_suite_share_their_noise() -> None:
+    """Nor do those on which the best scale is chosen."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        asked = compose("arena").tuning.emoji
+        pictures = [
+            picture
+            for overrides in (["seeds=[0,1]"], list(asked))
+            for picture in build.request(compose("sample", ["prompt=null", "prompts=emoji_arena", *overrides])).pictures
+        ]
+    assert len({seed for _, seed in pictures}) == len(pictures) == 1200
+    assert pictures[:4] == [(0, 0), (0, 1), (1, 1000), (1, 1001)]
+
+
+def test_the_leagues_of_results_compose() -> None:
+    """By what `make -n` prints: at one scale, and each shard once."""
+    make = ["make", "-n", "-f", "experiments/results/arena.mk", "SECOND=FOLDER", "WEAK=FOLDER", "OUT=outputs/nothing"]
+    printed = subprocess.run(make, cwd=CONF.parent, capture_output=True, text=True, check=True).stdout
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = [compose("arena", shlex.split(line)[3:]) for line in printed.splitlines() if ".arena " in line]
+    assert {cfg.nominal for cfg in found} == {4.5}
+    drawn = [(Path(cfg.out).name, cfg.league.name, cfg.shard) for cfg in found if cfg.draw]
+    assert drawn == [
+        (folder, league, f"{shard}/2")
+        for folder, league in (("full", "full"), ("combined", "second"), ("second", "second"))
+        for shard in (0, 1)
+    ]
+    assert [(Path(cfg.out).name, cfg.second and Path(cfg.second).name) for cfg in found if not cfg.draw] == [
+        ("full", "second"),
+        ("combined", None),
+    ]
 
 
 def test_nominal_scales() -> None:
@@ -472,6 +505,14 @@ def test_a_second_model_s_verdicts_stand_beside_the_first_s(both: tuple[dict[str
     (mine,) = [row for row in joint["rows"] if row["name"] == "mine/defaults"]
     assert mine["second"]["diversity"] is not None and mine["second"]["diversity"] != mine["values"]["diversity"]
     assert {row["role"] for row in other["rows"]} == {"curve", "tuning", "defaults", "knob"}  # no controls of their own
+
+
+def test_a_second_arena_at_another_scale_is_refused(
+    both: object, enter: Callable[..., int], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ["draw=false", "nominal=4", f"out={place / 'at another'}", f"second={place / 'second'}"]
+    assert enter("only=[mine]", *other) == 1
+    assert "has nominal=None" in capsys.readouterr().err
 
 
 def test_the_short_table_and_the_page_show_both(both: object, place: Path, out: Path) -> None:

@@ -33,7 +33,8 @@ def main(cfg: DictConfig) -> None:
         true_scenes = references(out, planned, cfg, bench)
         arena = Arena(out, planned, metrics_of(cfg, true_scenes), bench, failed)
         shard, shards = map(int, str(cfg.shard).split("/"))
-        for cell in sorted(planned.curve(), key=lambda cell: cell.role)[shard::shards]:
+        by_role = sorted(planned.curve(), key=lambda cell: cell.role)  # so that shards share the dearer of the two
+        for cell in by_role[shard::shards]:
             arena.draw(cell)
         for method in wanted[shard::shards]:
             arena.draw_method(method)

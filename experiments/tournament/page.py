@@ -56,7 +56,8 @@ def of_second(cfg: DictConfig, methods: Sequence[Method]) -> Findings | None:
         raise UserError(f"second={folder}: holds no arena of experiments.arena")
     ours, theirs = (json.loads((one / "arena.json").read_text(encoding="utf-8")) for one in (Path(cfg.out), folder))
     if ours["nominal"] != theirs["nominal"]:
-        raise UserError(f"second={folder}: has nominal={theirs['nominal']}, and {cfg.out} {ours['nominal']}")
+        said = f"has nominal={theirs['nominal']}, and {cfg.out} {ours['nominal']}"
+        raise UserError(f"second={folder}: {said}: draw both at the same scale")
     return findings(folder, columns_of(cfg, folder), methods, cfg.best_by[cfg.model.subject])
 
 

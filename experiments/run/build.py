@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +82,10 @@ class Request:
 
     @property
     def columns(self) -> int | None:
-        """Pictures of each prompt; None where prompts have other seeds than one another."""
-        seeds = {tuple(seed for _, seed in some) for _, some in groupby(self.pictures, key=itemgetter(0))}
-        return len(seeds.pop()) if len(seeds) == 1 else None
+        """Pictures of each prompt; None where prompts have seeds of their own."""
+        each = len(self.pictures) // len(self.prompts)
+        own = any(prompt.seed is not None for prompt in self.prompts)
+        return None if own or len({seed for _, seed in self.pictures}) > each else each
 
 
 def request(cfg: DictConfig, classes: Sequence[str] = ()) -> Request:

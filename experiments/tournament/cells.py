@@ -88,13 +88,11 @@ class Arena:
         if not self.plan.league.controls or (folder / "error.txt").exists():
             return
         try:
-            cell = self.of_same_evaluations(method, folder)
+            if cell := self.of_same_evaluations(method, folder):
+                self.draw(cell)
         except UserError as error:
             say(f"error in {method.name}/evaluations: {one_line(error)}")
             self.failed.append(f"{method.name}/evaluations")
-        else:
-            if cell is not None:
-                self.draw(cell)
         scale = read_result(folder, "effective_scale")
         if scale is not None:
             self.draw(self.plan.followed(method, scale["about"]["by_step"]["scale"]))

@@ -173,9 +173,12 @@ def best_scale(tuning: Sequence[Row], best_by: str) -> float | None:
 
     Of several that do equally well it is the smallest.
     """
-    worth = [(row.nominal, found["value"]) for row in tuning if (found := row.cell.estimate(best_by)) is not None]
-    known = {scale: value for scale, value in worth if scale is not None}
-    return max(sorted(known), key=lambda scale: known[scale]) if known else None
+    worth = {
+        row.nominal: found["value"]
+        for row in tuning
+        if row.nominal is not None and (found := row.cell.estimate(best_by)) is not None
+    }
+    return max(sorted(worth), key=lambda scale: worth[scale]) if worth else None
 
 
 def controls_of(

@@ -38,7 +38,8 @@ def main(cfg: DictConfig) -> None:
             arena.draw(cell)
         for method in wanted[shard::shards]:
             arena.draw_method(method)
-            arena.draw_controls(method)
+        for method in wanted[shard::shards]:  # last, so that all methods can be ranked early
+            arena.draw_knob(method)
     print(f"the ranking: {write_page(out, cfg)}")
     if failed:
         raise UserError(f"{len(failed)} cells failed, each for the reason above: {', '.join(failed)}")

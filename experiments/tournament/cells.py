@@ -78,14 +78,10 @@ class Arena:
         return missing
 
     def draw_method(self, method: Method) -> None:
-        """Draws a method's own cells."""
-        for cell in self.plan.of(method):
-            self.draw(cell)
-
-    def draw_controls(self, method: Method) -> None:
-        """Draws the controls that follow from a method's default cell: of as many evaluations, and step by step."""
-        folder = self.folder / "cells" / method.name / "defaults"
-        if not self.plan.league.controls or (folder / "error.txt").exists():
+        """Draws a method at its defaults, and what follows from them: as many evaluations, and step by step."""
+        cell = self.plan.defaults(method)
+        folder = self.folder_of(cell)
+        if not self.draw(cell) or not self.plan.league.controls:
             return
         try:
             if cell := self.of_same_evaluations(method, folder):
@@ -96,6 +92,10 @@ class Arena:
         scale = read_result(folder, "effective_scale")
         if scale is not None:
             self.draw(self.plan.followed(method, scale["about"]["by_step"]["scale"]))
+
+    def draw_knob(self, method: Method) -> None:
+        for cell in self.plan.knob(method):
+            self.draw(cell)
 
     def of_same_evaluations(self, method: Method, folder: Path) -> Planned | None:
         """Returns None where the method takes as many evaluations as classifier-free guidance, or has no scale."""

@@ -120,13 +120,14 @@ class Plan:
             yield self.cell("curve", CFG, f"{float(scale):g}", at, self.league.prompts)
             yield self.cell("tuning", "tuning", f"{float(scale):g}", (*self.tuning, *at), self.league.tuning_prompts)
 
-    def of(self, method: Method) -> Iterator[Planned]:
-        """Yields a method at its defaults, and at further values of its knob."""
-        own = self.own(method)
-        yield self.cell("defaults", method.name, "defaults", own, self.league.prompts)
+    def defaults(self, method: Method) -> Planned:
+        return self.cell("defaults", method.name, "defaults", self.own(method), self.league.prompts)
+
+    def knob(self, method: Method) -> Iterator[Planned]:
+        """Yields a method at further values of its knob."""
         if self.league.knob_prompts is not None:
             for value in method.values:
-                at = (*own, f"{method.knob}={value}")
+                at = (*self.own(method), f"{method.knob}={value}")
                 setting = f"{str(method.knob).rpartition('.')[2]}={value}"
                 yield self.cell("knob", method.name, setting, at, self.league.knob_prompts)
 

@@ -338,13 +338,14 @@ def test_all_methods_go_by_another_scale() -> None:
     league = OmegaConf.create({"prompts": 3, "knob_prompts": 2})
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for method in (param.values[0] for param in table()):
-            cells = list(Plan((), (), league, 4.5).of(method))
+            planned = Plan((), (), league, 4.5)
+            cells = [planned.defaults(method), *planned.knob(method)]
             guidance = OmegaConf.to_container(compose("sample", overrides=list(cells[0].overrides)).guidance)
             assert method.scale_of(guidance) == {"cfg_pp": 3.0, "autoguidance": None}.get(method.name, 4.5), method.name
             if method.knob == "guidance.scale" and "inner" not in guidance and method.reads_nominal:
                 found = [compose("sample", overrides=list(cell.overrides)).guidance.scale for cell in cells[1:]]
                 assert found == list(method.values)
-            assert [cell.overrides for cell in Plan((), (), league).of(method)][0] == (
+            assert Plan((), (), league).defaults(method).overrides == (
                 "++prompts.count=3",
                 *method.overrides,
             )
@@ -354,7 +355,7 @@ def test_a_method_that_cannot_be_composed_fails_as_a_cell() -> None:
     """And not where the scale of its settings is looked for."""
     league = OmegaConf.create({"prompts": 3, "knob_prompts": None})
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        (planned,) = Plan((), (), league, 3.0).of(Method("x", ("guidance=nope",), None, (), None, True))
+        planned = Plan((), (), league, 3.0).defaults(Method("x", ("guidance=nope",), None, (), None, True))
     assert planned.overrides == ("++prompts.count=3", "guidance=nope")
 
 

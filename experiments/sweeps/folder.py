@@ -90,13 +90,18 @@ def open_sweep(folder: Path) -> Sweep:
     return Sweep(folder=folder, cells=tuple(sorted(cells(folder), key=by_numbers)), **told)
 
 
-def cells(folder: Path) -> Iterator[Cell]:
-    """Yields a sweep's cells in the order of their names."""
+def cells(folder: Path, drawn: bool = True) -> Iterator[Cell]:
+    """Yields a sweep's cells in the order of their names.
+
+    drawn  leaves out pictures whose file is not there; False: scores may be kept without their pictures
+    """
     for path in sorted(folder.rglob("cell.json")):
         told = json.loads(path.read_text(encoding="utf-8"))
         stored = sorted((path.parent / "metrics").glob("*.json"))
         results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in stored}
-        records = [r for r in read_lines(path.parent / "samples.jsonl") if (path.parent / r["file"]).is_file()]
+        records = [
+            r for r in read_lines(path.parent / "samples.jsonl") if not drawn or (path.parent / r["file"]).is_file()
+        ]
         failed = path.parent / "error.txt"
         error = failed.read_text(encoding="utf-8").strip() if failed.is_file() else None
         missing, written = told.get("unmeasured", {}), told.get("measures", {})  # a cell that is not done yet has none

@@ -45,9 +45,12 @@ class Arena:
     def draw(self, cell: Planned) -> bool:
         """Draws and measures a cell, unless that is done. Returns whether it succeeded; another error is not lost.
 
-        What fails is told and noted in error.txt; the other cells go on.
+        What fails is told and noted in error.txt; the other cells go on. A cell whose scores were kept without its
+        pictures is done.
         """
         folder = self.folder_of(cell)
+        if (folder / "cell.json").is_file() and not (folder / "images").exists():
+            return not (folder / "error.txt").exists()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             drawn(cell, folder)

@@ -24,7 +24,18 @@ from experiments.pictures import fit, svg_uri, webp_uri
 from experiments.sweeps.figures import Drawn, handle, in_both
 from experiments.sweeps.folder import Cell
 from experiments.tournament.plan import CFG, Method, entry_of, method_of
-from experiments.tournament.verdicts import CONTROLS, Duel, Findings, Row, columns_of, findings, together
+from experiments.tournament.verdicts import (
+    BETTER,
+    CONTROLS,
+    WORSE,
+    Duel,
+    Findings,
+    Row,
+    beyond,
+    columns_of,
+    findings,
+    together,
+)
 
 SHOWN, SIDE = 12, 128  # pictures of each cell, of different prompts; pixels of the longer side, at most
 SHORTLY = ("effective", "evaluations", "followed", "best")  # controls of the short table
@@ -42,7 +53,8 @@ def write_page(out: Path, cfg: DictConfig) -> Path:
     files.write(out / "verdicts.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     frontier = draw_frontier(found, *cfg.frontier[subject])
     files.write(out / "frontier.svg", frontier.light.decode())
-    files.write(out / "ranking.md", short_table(found, second, str(cfg.frontier[subject][1])))
+    tables = short_table(found, second, str(cfg.frontier[subject][1])), beyond_table(found, second)
+    files.write(out / "ranking.md", "\n".join(tables))
     files.write(out / "report.html", render(found, second, told, frontier, list(cfg.frontier[subject])))
     return out / "report.html"
 
@@ -123,7 +135,7 @@ def render(
     names = {row.cell.name for row in shown}
     data = summary_of(found, second)
     data["rows"] = [row for row in data["rows"] if row["name"] in names]
-    data["pictures"] = {row.cell.name: strip(row.cell) for row in shown if row.cell.records}
+    data["pictures"] = {row.cell.name: strip(row.cell) for row in shown if is_drawn(row.cell)}
     data["beside"] = {row.cell.name: beside(row, found) for row in shown}
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -136,10 +148,15 @@ def render(
         axes=axes,
         controls=CONTROLS,
         best=found.best,
+        beyond=what_is_beyond(found, second),
         two=second is not None,
         methods=sum(row.role == "defaults" for row in shown),
         failed=[row for row in shown if row.cell.error],
     )
+
+
+def is_drawn(cell: Cell) -> bool:
+    return bool(cell.records) and (cell.folder / cell.records[0]["file"]).is_file()
 
 
 def strip(cell: Cell) -> dict[str, Any]:
@@ -157,11 +174,11 @@ def strip(cell: Cell) -> dict[str, Any]:
 
 def beside(row: Row, found: Findings) -> list[str]:
     """Returns the cells whose pictures are shown under a row's: its controls, nearest on the curve where between."""
-    curve = [other for other in found.rows if other.role == "curve" and other.cell.records]
+    curve = [other for other in found.rows if other.role == "curve" and is_drawn(other.cell)]
     wanted = [row.nominal, None if row.effective is None else row.effective.value, found.best]
     near = [nearest(curve, scale).cell.name for scale in wanted if scale is not None and curve]
     own = [f"{row.method}/{role}" for role in ("followed", "evaluations")] if row.role == "defaults" else []
-    drawn = {other.cell.name for other in found.rows if other.cell.records}
+    drawn = {other.cell.name for other in found.rows if is_drawn(other.cell)}
     return [name for name in dict.fromkeys([*near, *own]) if name in drawn and name != row.cell.name]
 
 
@@ -237,6 +254,28 @@ def short_table(found: Findings, second: Findings | None, column: str) -> str:
             told = [text + (f"; second {more}" if more else "") for text, more in zip(told, theirs, strict=True)]
         lines.append(f"| {' | '.join(told)} |")
     return "\n".join(lines) + "\n"
+
+
+def what_is_beyond(found: Findings, second: Findings | None) -> list[tuple[str, str, str]]:
+    """Returns each method with the columns in which it gains and loses more than its strength and price explain.
+
+    Of a second model, which has no controls of its own, it is what that says at the same effective scale.
+    """
+    rows = [row for row in found.rows if row.role == "defaults"]
+    return [(row.method, *(told_beyond(found, second, row, way) for way in (BETTER, WORSE))) for row in rows]
+
+
+def told_beyond(found: Findings, second: Findings | None, row: Row, way: str) -> str:
+    told = []
+    for column in beyond(found, row, way):
+        other = second and second.by_place.get((row.cell.name, "effective", column))
+        told.append(column + (" (second, too)" if other and other.verdict == way else ""))
+    return ", ".join(told)
+
+
+def beyond_table(found: Findings, second: Findings | None) -> str:
+    heads = f"| method | better than {CFG} in | worse in |\n| --- | --- | --- |\n"
+    return heads + "".join(f"| {' | '.join(row)} |\n" for row in what_is_beyond(found, second))
 
 
 def value_of(row: Row, column: str) -> float:

@@ -35,7 +35,7 @@ def references(folder: Path, plan: Plan, cfg: DictConfig, bench: Bench) -> Path 
         say(f"warning: no Frechet ratios: icons={cfg.icons}: there is no such folder")
         return None
     with files.locked(folder):
-        if not (out / FOUND).exists():
+        if not ((out / FOUND).exists() and (out / OTHER).is_dir()):
             world = World(**settings_of(cast(DictConfig, OmegaConf.load(CONF / "world" / f"{suite.world}.yaml"))))
             atlas = load_atlas(world, Path(cfg.icons), Path(cfg.cache))
             for name, seed in ((OWN, suite.scenes_seed), (OTHER, OTHER_SCENES)):

@@ -30,6 +30,7 @@ CONTROLS = {
     "followed": "at the same effective scale step by step",
     "best": "at its best scale",
 }
+BEYOND = ("effective", "evaluations", "followed")  # controls of how strong a method is, and of its price
 BETTER, WORSE = "better", "worse"
 Control = tuple[Pooled | None, str]  # the cells of a control, and how they were found; or why there are none
 
@@ -130,7 +131,7 @@ def columns_of(cfg: DictConfig, folder: Path) -> tuple[Column, ...]:
 
 def findings(folder: Path, columns: Sequence[Column], methods: Sequence[Method], best_by: str) -> Findings:
     """Reads an arena's folder, finished or not."""
-    by_name, found = {method.name: method for method in methods}, list(cells(folder / "cells"))
+    by_name, found = {method.name: method for method in methods}, list(cells(folder / "cells", drawn=False))
     rows = tuple(row_of(cell, by_name, columns) for cell in found)
     curve = {row.nominal: row.cell for row in rows if row.role == "curve" and row.nominal is not None}
     best = best_scale([row for row in rows if row.role == "tuning"], best_by)
@@ -283,6 +284,16 @@ def judged(duels: Sequence[Duel], columns: Sequence[Column]) -> list[Duel]:
     """Returns the duels with verdicts: better or worse where Holm's p is below 5 %."""
     by_name = {column.name: column for column in columns}
     return [replace(one, verdict=verdict(one, by_name[one.column])) for one in duels]
+
+
+def beyond(found: Findings, row: Row, verdict: str) -> list[str]:
+    """Returns the columns in which a method is better, or worse, under each of the controls BEYOND."""
+
+    def said(column: Column) -> set[str | None]:
+        met = [found.by_place.get((row.cell.name, control, column.name)) for control in BEYOND]
+        return {one and one.verdict for one in met}
+
+    return [column.name for column in found.columns if said(column) == {verdict}]
 
 
 def together(first: Duel, second: Duel | None) -> str | None:

@@ -31,8 +31,9 @@ from experiments.metrics.effective_scale import Projection
 from experiments.run import build, draw, geneval
 from experiments.sweeps.folder import Cell
 from experiments.tournament.cells import Arena
+from experiments.tournament.page import beyond_table
 from experiments.tournament.plan import Method, Plan, changes, literal, method_of, methods
-from experiments.tournament.verdicts import Duel, on_curve, together
+from experiments.tournament.verdicts import Column, Duel, Findings, Row, on_curve, together
 from ldm.files.writing import write_folder
 
 MINE = "_target_: toys.Momentum\nscale: 3.0\nshare: 0.5\n"
@@ -184,6 +185,25 @@ def test_it_goes_on_where_it_stopped_and_takes_further_methods(out: Path, enter:
     assert {path: path.stat().st_mtime_ns for path in pictures} == pictures
     assert "networks.weak" in (out / "cells/broken/defaults/error.txt").read_text()
     assert enter("only=[mine]", "league.prompts=5") == 1  # other settings, another folder
+
+
+def test_scores_kept_without_their_pictures_are_the_whole_arena(
+    out: Path, enter: Callable[..., int], tmp_path: Path
+) -> None:
+    """The same verdicts, no cell is drawn again, and a further method finds its controls."""
+    kept = tmp_path / "kept"
+    shutil.copytree(out, kept, ignore=shutil.ignore_patterns("images"))
+    assert enter("only=[mine,interval]", f"out={kept}") == 0
+    assert {key: told(kept)[key] for key in ("rows", "duels")} == {key: told(out)[key] for key in ("rows", "duels")}
+    assert not list(kept.rglob("images/*"))
+    assert enter("only=[rescale]", f"out={kept}") == 0
+    assert {path.parent.name for path in kept.rglob("images")} == {"defaults", "followed", "phi=0.35", "phi=1.0"}
+    (one,) = [
+        one
+        for one in told(kept)["duels"]
+        if (one["row"], one["control"], one["column"]) == ("rescale/defaults", "nominal", "objects")
+    ]
+    assert one["difference"] is not None
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------
@@ -463,19 +483,40 @@ def test_the_ranking_in_a_browser(out: Path) -> None:
         page, errors = browser.new_page(), list[str]()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto((out / "report.html").resolve().as_uri())
-        order = [page.locator("tbody th").all_inner_texts()]
+        order = [page.locator("#ranking tbody th").all_inner_texts()]
         page.get_by_role("button", name="method", exact=True).click()
-        order.append(page.locator("tbody th").all_inner_texts())
+        order.append(page.locator("#ranking tbody th").all_inner_texts())
         assert order[1] == sorted(order[0])
         page.fill("#filter", "mine")
         page.uncheck("#curve")
-        assert page.locator("tbody th").all_inner_texts() == ["mine"]
+        assert page.locator("#ranking tbody th").all_inner_texts() == ["mine"]
         page.get_by_role("button", name="mine", exact=True).click()
         assert page.locator(".strips img").count() >= 3
         page.select_option("#view", "followed")
         assert "wins" in page.locator("tbody tr").first.inner_text()
         assert not errors
         browser.close()
+
+
+def test_beyond_strength_and_price_is_under_each_of_three_controls() -> None:
+    said = {
+        "both": ("better", "better", "better"),
+        "objects": ("better", "cannot be told", "better"),
+        "leak": ("worse", "worse", "worse"),
+        "style": ("better", None, "better"),  # it has no control of as many evaluations
+    }
+    duels = [
+        Duel("mine/defaults", "defaults", control, column, None, None, None, None, verdict, "")
+        for column, verdicts in said.items()
+        for control, verdict in zip(("effective", "evaluations", "followed"), verdicts, strict=True)
+    ]
+    duels += [replace(duel, control=control, verdict="worse") for duel in duels for control in ("nominal", "best")]
+    cell = Cell(Path(), "mine/defaults", {}, {}, (), None, {})
+    row = Row(cell, "defaults", "mine", "defaults", None, None, None, None, None, {})
+    found = Findings((row,), tuple(duels), tuple(Column(name, "", "higher") for name in said), None)
+    assert beyond_table(found, None).splitlines()[2:] == ["| mine | both | leak |"]
+    second = replace(found, duels=tuple(one for one in duels if one.control == "effective"))
+    assert beyond_table(found, second).splitlines()[2:] == ["| mine | both (second, too) | leak (second, too) |"]
 
 
 # --- two models -------------------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ class ConditionAnnealed(Wrapper):
     tau_1, tau_2  gamma is 0 while t >= tau_2, rises evenly, and is 1 once t <= tau_1; t = 1 - i / S, which falls from 1
     strength      s
     psi           1: the deviation is y's own; 0: it is left as it comes
-    Defaults are those of a public implementation for Stable Diffusion 1.5 (the authors' code is not public), which goes
-    with a scale of 9 (second-hand), and noises whatever a network is told, SDXL's sizes too. Each image draws from its
-    own stream, in each step and for each prompt anew.
+    Defaults are the paper's for Stable Diffusion 2.1 at scale 9 (table 13, as two public implementations quote it: the
+    authors' code is not public). Whatever a network is told is noised, SDXL's sizes too. Each image draws from its own
+    stream, in each step and for each prompt anew.
     """
 
     tau_1: float = 0.6

@@ -18,7 +18,8 @@ class CFGPlusPlus:
     at sigma'. DDIM, Euler and Euler ancestral are the authors' loops; in their DPM-Solver++(2M) the second-order term
     is the guided x_0 less the last step's u, here less the last guided x_0.
     scale  lambda, 0 to 1; the authors compare 0.6 with g 7.5 and 1 with 12.5, on Stable Diffusion 1.5
-    mix    the rule that applies the difference, as at g, its push times lambda / g; where g is at most 1, linear
+    mix    the rule that applies the difference, as at g, its push times lambda / g; linear where g is at most 1, which
+           others turn round, or where there is none: in the second evaluation of a method that makes two
     """
 
     scale: float = 0.6
@@ -32,7 +33,9 @@ class CFGPlusPlus:
 
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
         cond, negative = x_0["cond"], x_0["negative"]
-        g = self.scale / (1 - step.to.sigma / step.now.sigma)
-        rule = self.mix if g > 1 else Linear()  # which others turn round
-        push = mixed(rule, cond, negative, g, x_t, step) - negative
-        return Denoised(negative + (self.scale / g if g else 0.0) * push, step.now.eps(x_t, negative))
+        gap = 1 - step.to.sigma / step.now.sigma  # lambda / g; 0 in a second evaluation, at the step's end
+        if self.scale > gap > 0:
+            push = gap * (mixed(self.mix, cond, negative, self.scale / gap, x_t, step) - negative)
+        else:
+            push = self.scale * (cond - negative)
+        return Denoised(negative + push, step.now.eps(x_t, negative))

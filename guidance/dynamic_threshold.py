@@ -44,7 +44,7 @@ class DynamicThreshold(Wrapper):
     def bounded(self, x: Tensor, limit: Tensor) -> Tensor:
         """x [..., N] clipped to its quantile, which is then brought down to the limit [..., 1]."""
         s = torch.quantile(x.abs(), self.percentile, dim=-1, keepdim=True).maximum(limit)
-        return x.clamp(-s, s) * (limit / s)
+        return x.clamp(-s, s) * (limit / s.clamp_min(torch.finfo(s.dtype).tiny))
 
 
 def channels(x: Tensor) -> Tensor:

@@ -106,8 +106,9 @@ class FreeU(Everywhere):
     Where a block on the way up joins the two, the first half of the stream's channels is multiplied by b, and the
     lowest frequencies of the skip by s. In no space; no pass more.
     b1, s1  of the first level on the way up; b2, s2 of the second, as diffusers reads it; the authors' code goes by the
-            width of the stream, which parts Stable Diffusion 1's blocks elsewhere. Tuned for Stable Diffusion 1 (for
-            2.1 b1 is 1.4)
+            width of the stream, which parts Stable Diffusion 1's blocks elsewhere. The defaults are diffusers' advice
+            for Stable Diffusion 1.5, with this form. The authors' own demo has b 1.2 and 1.4; they give 1.5 and 1.6
+            beside a later form, which scales each place by its mean over the channels
     """
 
     b1: float = 1.5

@@ -9,11 +9,12 @@ from samplers.schedule import Step
 
 @dataclass(frozen=True)
 class MagnitudeAware:
-    """The rule of MAMBO-G (arXiv 2508.03442), in eps: less guidance where the passes differ much; two passes.
+    """The rule of MAMBO-G (Zhu et al. 2025, arXiv 2508.03442), in eps: less guidance where the passes differ much; two passes.
 
     u + (1 + (g - 1) exp(-alpha |d| / |u|)) d, with d = c - u and the norms of each image: early, where d is long beside
     the weak estimate, next to nothing is added.
-    alpha  0 is linear. The authors' 8, at scale 10, was tuned for rectified flows, whose u is a velocity
+    alpha  0 is linear. The authors' 8, at scale 10 and inside a full rescale, is for a rectified flow, whose u is a
+           velocity
     """
 
     alpha: float = 8.0

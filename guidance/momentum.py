@@ -10,10 +10,11 @@ from samplers.schedule import Step
 
 @dataclass(frozen=True)
 class Momentum(Wrapper):
-    """Momentum guidance (arXiv 2602.20360): the guided x_0 goes on the way it came; as many passes as `inner`.
+    """Momentum guidance (Liao et al. 2026, arXiv 2602.20360): the guided x_0 goes on the way it came; as many passes as `inner`.
 
     D + alpha (D - m), D the x_0 of `inner` and m a running mean of it, m <- (1 - beta) D + beta m, which begins as the
-    first D. The method was made for flows, and needs no second pass: around classifier-free at scale 1 it is alone.
+    first D. The paper averages a flow's velocities; x_0 instead is what a public implementation has, and not the same:
+    there old changes fade as noise falls. It needs no second pass: around classifier-free at scale 1 it is alone.
     alpha, beta  0.5 and 0.6, the defaults of a public implementation (second-hand); alpha 0 is `inner`
     """
 

@@ -17,7 +17,10 @@ Curve = Callable[[Step], float]  # what a step's guidance is multiplied by
 
 @dataclass(frozen=True)
 class Ramp:
-    """Rises evenly to `end`, 2 i / S (Wang et al. 2024, arXiv 2404.13040); on average about 1. Never below `least`."""
+    """Rises evenly to `end`, 2 i / S (Wang et al. 2024, arXiv 2404.13040); on average about 1. Never below `least`.
+
+    Theirs is a least weight: 2 for Stable Diffusion 1.5, 4 for SDXL (second-hand); `least` is a share of inner's own w.
+    """
 
     end: float = 2.0
     least: float = 0.0
@@ -82,8 +85,8 @@ class Scheduled(Wrapper):
     """`inner`, whose difference from the conditional is multiplied by a curve over the steps.
 
     cond + f(i) (guided - cond), in x_0 and in eps alike: of classifier-free guidance it is w = g - 1 that follows the
-    curve (our second-hand account of the papers does not say whether g or w does). Around scale 2 a Table is a list of
-    w. As many passes as `inner`; where the curve is 0, the conditional alone.
+    curve (as a second-hand account of Wang et al. has it). Around scale 2 a Table is a list of w. As many passes as
+    `inner`; where the curve is 0, the conditional alone.
     """
 
     curve: Curve = Ramp()

@@ -7,7 +7,7 @@ from samplers.schedule import Step
 
 @dataclass(frozen=True)
 class SlidingMode:
-    """The rule of sliding-mode-control CFG (CFG-Ctrl, arXiv 2603.03281), in eps; two passes.
+    """The rule of sliding-mode-control CFG (CFG-Ctrl, Wang et al., CVPR 2026, arXiv 2603.03281), in eps; two passes.
 
     The difference e is held near a surface s = (e - e') + lambda e', e' the corrected one of the step before:
     e - K sign(s), and then u + g e. In the first step e' is e.

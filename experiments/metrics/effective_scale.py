@@ -32,7 +32,7 @@ class Projection(Wrapper):
     x_0 is x_0u. Both are the same in eps; nan where d is 0.
     x_0c and x_0u are of plain passes of the step's prompt and the negative one: the guidance's own, or where those have
     edits or noise, or there is none, passes aside. Of a guidance whose eps does not follow from its x_0, such as CFG++,
-    x_0 is the one that makes a step of DDIM end there.
+    x_0 is the one that makes a step of DDIM end there. A method's second evaluation of a step is not counted.
     """
 
     inner: Guidance
@@ -56,6 +56,8 @@ class Projection(Wrapper):
 
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
         guided = combined(self.inner, without_observed(x_0), x_t, step)
+        if step.stage:
+            return guided
         x_0c, x_0u = (x_0[name] for name in self.taken[step])
         reached = guided.x_0 + apart(guided, x_t, step)
         d, direction = ((e - x_0u).flatten(1).double() for e in (x_0c, reached))

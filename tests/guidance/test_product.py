@@ -18,6 +18,7 @@ from guidance import (
     ClassifierFree,
     ClassifierGuided,
     ClipGuided,
+    Composable,
     ConditionAnnealed,
     DegradedCondition,
     DynamicThreshold,
@@ -31,6 +32,7 @@ from guidance import (
     Momentum,
     Multistage,
     OptimizedScale,
+    PerpNeg,
     PerturbedAttention,
     Probe,
     Rescale,
@@ -76,6 +78,7 @@ RULES: dict[str, Mix] = {
 WEAK: dict[str, Callable[[Mix], Guidance]] = {
     "cfg": lambda mix: ClassifierFree(3, mix),
     "segmentation_free": lambda mix: SegmentationFree(3, 1, sf_scale=3, mix=mix),
+    "scores": lambda mix: SegmentationFree(3, 1, sf_scale=3, apply="scores", mix=mix),
     "pag": lambda mix: PerturbedAttention(ClassifierFree(2), 3, mix=mix),
     "seg": lambda mix: SmoothedEnergy(ClassifierFree(1), 3, mix=mix),
     "sag": lambda mix: SelfAttentionGuidance(ClassifierFree(2), 2, mix=mix),
@@ -85,6 +88,11 @@ WEAK: dict[str, Callable[[Mix], Guidance]] = {
     "scfg": lambda mix: SemanticAware(3, finest=1, coarsest=8, mix=mix),
     "cfg_pp": lambda mix: CFGPlusPlus(1.0, mix),  # at less it amounts to less than the conditional in three steps
 }
+SEVERAL: dict[str, Guidance] = {  # passes, whose rule is their own
+    "composable": Composable(({"prompt": "a dragon", "weight": 2}, {"prompt": "a fish", "weight": -1}), scale=3),
+    "perp_neg": PerpNeg(({"prompt": "a dragon", "weight": 1.5},)),
+}
+WHEN = ("stages", "interval", "rescale")
 AROUND: dict[str, Callable[[Guidance], Guidance]] = {
     "stages": lambda inner: Multistage((Stage("a dragon", 1), Stage("a fish", 2)), inner),
     "stage": lambda inner: Multistage((Stage("a dragon", 2, inner), Stage(None, 1, SegmentationFree(3, 0)))),
@@ -130,6 +138,29 @@ def test_every_rule_with_every_weak_pass(both: dict[str, UNet], weak: Callable[[
     for i, one in enumerate(pictures):
         for other in pictures[:i]:
             assert relative(one, other) > 1e-4
+
+
+def inners(weak: str) -> list[Guidance]:
+    return [SEVERAL[weak]] if weak in SEVERAL else [WEAK[weak](mix) for mix in (Linear(), *RULES.values())]
+
+
+@pytest.mark.parametrize("weak", [*WEAK, *SEVERAL])
+def test_stages_intervals_and_rescale_around_every_rule_with_every_weak_pass(both: dict[str, UNet], weak: str) -> None:
+    for inner in inners(weak):
+        bare = sampled(both, inner)
+        for around in WHEN:
+            assert relative(sampled(both, AROUND[around](inner)), bare) > 1e-5, (around, inner)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("around", AROUND.keys() - WHEN)
+@pytest.mark.parametrize("weak", [*WEAK, *SEVERAL])
+def test_all_else_around_every_rule_with_every_weak_pass(both: dict[str, UNet], around: str, weak: str) -> None:
+    for inner in inners(weak):
+        if type(inner) in (SmoothedEnergy, SelfAttentionGuidance, PerturbedAttention) and around == weak:
+            continue  # refused, see below
+        found = relative(sampled(both, AROUND[around](inner)), sampled(both, inner))
+        assert found == 0 if around == "probe" else found > 1e-5, inner
 
 
 @pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)

@@ -13,6 +13,7 @@ from PIL import Image
 from tiny import tiny_model
 from torch import Tensor
 
+import samplers
 from experiments.emoji.judge import load_judge
 from experiments.files import CONF
 from experiments.metrics import Bench
@@ -22,18 +23,21 @@ from experiments.metrics.measuring import evaluate
 from experiments.run import draw
 from experiments.run.logger import Logger
 from guidance import (
+    CFGPlusPlus,
     ClassifierFree,
     ConditionAnnealed,
     FreeU,
     Interval,
+    MagnitudeAware,
     Multistage,
     Rescale,
+    Scheduled,
     SegmentationFree,
     Stage,
     guided,
 )
-from guidance.branch import combined
-from samplers import KeyedNoise, Schedule, as_x_0
+from guidance.branch import Guidance, combined
+from samplers import ImageNoise, KeyedNoise, Schedule, as_x_0
 
 STEPS = Schedule().steps(6)
 
@@ -72,6 +76,33 @@ def test_effective_scale_of_classifier_free_guidance_is_its_scale(g: float) -> N
 def test_effective_scale_outside_an_interval_is_1() -> None:
     scales = [seen["scale"].mean().item() for seen in projected(Interval(ClassifierFree(5.0), start=0.5))]
     assert scales == pytest.approx([1, 1, 1, 5, 5, 5], rel=1e-4)
+
+
+@pytest.mark.parametrize("inner", [ClassifierFree(5.0, MagnitudeAware()), Scheduled(ClassifierFree(5.0))])
+def test_what_scales_the_difference_alone_has_a_cosine_of_1(inner: Guidance) -> None:
+    seen = projected(inner)
+    assert all(one["cosine"].numpy() == pytest.approx(1, abs=1e-5) for one in seen)
+    assert max((one["scale"] - 5).abs().max() for one in seen) > 0.1
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "sampler").glob("*.yaml")))
+def test_every_sampler_takes_cfg_plus_plus_and_an_effective_scale(name: str) -> None:
+    """In each step once, also where a method evaluates a step again at its end, from which to there is no step."""
+    model, n = tiny_model(), 4
+    conditions, predict = model.conditions(["a cat", "two dogs"]), as_x_0(model.unet, "eps")
+    for guidance in (ClassifierFree(3.0), CFGPlusPlus(0.6)):
+        probe = Projection(guidance)
+        denoise = guided({"main": predict, draw.ASIDE: predict}, probe, conditions)
+        x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        drawn = ImageNoise([1, 2], (4, 8, 8))
+        with torch.no_grad():
+            states = list(getattr(samplers, name)(denoise, x_T, Schedule().steps(n, final="clean"), drawn))
+        assert all(x_t.isfinite().all() for _, x_t, _ in states)
+        assert [one["i"] for one in probe.steps] == list(range(n))
+        if isinstance(guidance, ClassifierFree):
+            assert all(one["scale"].numpy() == pytest.approx(3, rel=1e-3) for one in probe.steps)
+        else:
+            assert all(one["scale"].isfinite().all() for one in probe.steps)
 
 
 def test_effective_scale_of_segmentation_free_steps_is_a_projection() -> None:

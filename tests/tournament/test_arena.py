@@ -336,7 +336,10 @@ def test_every_method_of_the_table_can_be_made() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for method in (param.values[0] for param in table()):
             plain = compose("sample", overrides=list(method.overrides)).guidance
-            assert method.scale_of(OmegaConf.to_container(plain)) is not None or method.name == "autoguidance"
+            assert method.scale_of(OmegaConf.to_container(plain)) is not None or method.name in (
+                "autoguidance",
+                "cfg_pp",
+            )
             made = {repr(build.guidance(plain))}
             if method.values:
                 knob = compose("sample", overrides=[*method.overrides, f"{method.knob}={method.values[-1]}"]).guidance
@@ -361,7 +364,9 @@ def test_all_methods_go_by_another_scale() -> None:
             planned = Plan((), (), league, 4.5)
             cells = [planned.defaults(method), *planned.knob(method)]
             guidance = OmegaConf.to_container(compose("sample", overrides=list(cells[0].overrides)).guidance)
-            assert method.scale_of(guidance) == {"cfg_pp": None, "autoguidance": None}.get(method.name, 4.5), method.name
+            assert method.scale_of(guidance) == {"cfg_pp": None, "autoguidance": None}.get(method.name, 4.5), (
+                method.name
+            )
             if method.knob == "guidance.scale" and "inner" not in guidance and method.reads_nominal:
                 found = [compose("sample", overrides=list(cell.overrides)).guidance.scale for cell in cells[1:]]
                 assert found == list(method.values)

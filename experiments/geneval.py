@@ -1,7 +1,7 @@
 """python -m experiments.geneval run=FOLDER out=FOLDER: a run of prompts=geneval in GenEval's layout, for its own judge.
 
-For each prompt NNNNN/metadata.jsonl, NNNNN/samples/0000.png, 0001.png, ... in the order of the seeds; pictures are
-copied as they are. The paper draws four seeds: seeds=[0,1,2,3]. Whose prompts these are: experiments/run/geneval.py.
+For each prompt NNNNN/metadata.jsonl, NNNNN/samples/0000.png, 0001.png, ... in the order of the seeds; NNNNN is its
+place in GenEval's list, and pictures are copied as they are. The paper draws four seeds: seeds=[0,1,2,3].
 """
 
 import json
@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from experiments.files import UserError, write
 from experiments.metrics.folders import open_run
 from experiments.run import cli
-from experiments.run.geneval import scenes
+from experiments.run.geneval import listed
 
 
 def main(cfg: DictConfig) -> None:
@@ -24,11 +24,11 @@ def main(cfg: DictConfig) -> None:
     suite = run.config.get("prompts") or {}
     if "geneval_seed" not in suite:
         raise UserError(f"run={run.folder}: is not of prompts=geneval, so it has no metadata for GenEval's judge")
-    told = scenes(suite["geneval_seed"])
+    told = listed(suite["geneval_seed"])
+    places = {scene["prompt"]: i for i, scene in enumerate(told)}
     drawn = dict[int, list[Path]]()
     for record in run.records:
-        assert record["prompt"] == told[record["prompt_index"]]["prompt"]
-        drawn.setdefault(record["prompt_index"], []).append(run.folder / record["file"])
+        drawn.setdefault(places[record["prompt"]], []).append(run.folder / record["file"])
     for index, pictures in drawn.items():
         samples = out / f"{index:05d}" / "samples"
         samples.mkdir(parents=True)

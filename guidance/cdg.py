@@ -11,7 +11,7 @@ from samplers.schedule import Step
 
 @dataclass(frozen=True)
 class DegradedCondition(Against):
-    """Condition-degradation guidance, CDG (Han, Zhang, Wang, CVPR 2026, arXiv 2603.10780): away from the prompt without its words.
+    """Condition-degradation guidance, CDG (Han et al. 2026, arXiv 2603.10780): away from a prompt less its words.
 
     p + g (c - p), p under the prompt's embedding in which the tokens of its words and its first EOS are the empty
     prompt's. What follows is kept: padding, which holds the prompt's gist. These are the authors' content ratio 1 and

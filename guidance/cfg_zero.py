@@ -14,7 +14,8 @@ class OptimizedScale:
 
     The weak estimate is scaled to come nearest to the conditional, s = <c, u> / |u|^2: s u + g (c - s u).
     zero_steps  in the first steps, a count (int) or a fraction (float), eps is 0: nothing moves but by the schedule.
-                The paper's zero-init, 4 % as a start, was tuned for rectified flows; on eps models it is off by default.
+                The paper's zero-init, 4 % as a start, was tuned for rectified flows; on eps models it is off by
+                default.
                 In the first step of a flow, where no signal is left, eps cannot say so: there the rule is linear
     """
 

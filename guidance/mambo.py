@@ -9,7 +9,7 @@ from samplers.schedule import Step
 
 @dataclass(frozen=True)
 class MagnitudeAware:
-    """The rule of MAMBO-G (Zhu et al. 2025, arXiv 2508.03442), in eps: less guidance where the passes differ much; two passes.
+    """The rule of MAMBO-G (Zhu et al. 2025, arXiv 2508.03442), in eps: less guidance where passes differ; two passes.
 
     u + (1 + (g - 1) exp(-alpha |d| / |u|)) d, with d = c - u and the norms of each image: early, where d is long beside
     the weak estimate, next to nothing is added.

@@ -10,7 +10,7 @@ from samplers.schedule import Step
 
 @dataclass(frozen=True)
 class Momentum(Wrapper):
-    """Momentum guidance (Liao et al. 2026, arXiv 2602.20360): the guided x_0 goes on the way it came; as many passes as `inner`.
+    """Momentum guidance (Liao et al. 2026, arXiv 2602.20360): x_0 goes on the way it came; as many passes as `inner`.
 
     D + alpha (D - m), D the x_0 of `inner` and m a running mean of it, m <- (1 - beta) D + beta m, which begins as the
     first D. The paper averages a flow's velocities; x_0 instead is what a public implementation has, and not the same:

@@ -8,7 +8,7 @@ from samplers.schedule import Step
 
 @dataclass(frozen=True)
 class SpatiallyAdaptive:
-    """The rule of SAMG (Li et al. 2026, arXiv 2604.26503), in eps: less guidance where the two passes differ most; two passes.
+    """The rule of SAMG (Li et al. 2026, arXiv 2604.26503), in eps: less guidance where passes differ most; two passes.
 
     Each cell has a scale, w_max - E (w_max - w_min), E the difference's squares averaged over channels and stretched to
     0 .. 1 in each image. The formula, and the range 5 .. 12 for Stable Diffusion 1.5 and SDXL, are second-hand.

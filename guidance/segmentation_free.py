@@ -24,7 +24,7 @@ class SegmentationFree:
     sf_scale     a: the strongest weight A_pk* becomes -a A_pk*; the paper prefers about 10
     argmax       "head": each attention head names its own strongest token; "mean": their average does
     candidates   "all_but_bos", the paper's words; "words" also leaves out EOS and padding
-    apply        "weights", the paper's: A_pk* after the softmax; "scores": before it, and of all tokens but BOS, to show
+    apply        "weights", the paper's: A_pk* after the softmax; "scores": before it, of all tokens but BOS, to show
                  what that does (it renormalises, and a negative score grows). A published comparison has it so, with
                  argmax="mean" (and a softmax over the patches' own tokens as well, in its joint attention)
     layers       dotted names, as they begin, of the blocks whose cross-attention pushes out; all, as in the paper

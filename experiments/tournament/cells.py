@@ -49,8 +49,8 @@ class Arena:
         pictures is done.
         """
         folder = self.folder_of(cell)
-        if (folder / "cell.json").is_file() and not (folder / "images").exists():
-            return not (folder / "error.txt").exists()
+        if (folder / "cell.json").is_file() and not any((folder / name).exists() for name in ("images", "error.txt")):
+            return True
         folder.mkdir(parents=True, exist_ok=True)
         try:
             drawn(cell, folder)
@@ -61,6 +61,7 @@ class Arena:
             files.write(folder / "error.txt", f"{type(error).__name__}: {one_line(error)}\n")
             say(f"error in {cell.name}: {one_line(error)}")
             self.failed.append(cell.name)
+            note(cell, folder, {})
             return False
         (folder / "error.txt").unlink(missing_ok=True)
         return True
@@ -104,6 +105,9 @@ class Arena:
         """Returns None where the method takes as many evaluations as classifier-free guidance, or has no scale."""
         config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
         scale, steps = method.scale_of(config["guidance"]), config["sampler"]["steps"]
+        if scale is None:
+            measured = read_result(folder, "effective_scale")
+            scale = None if measured is None else measured["value"]
         if scale is None:
             return None
         curve = [path for path in (self.folder / "cells" / CFG).glob("*") if path.name != "1"]  # which has one pass

@@ -22,7 +22,7 @@ function visible(row) {
   if (row.role === "curve") return chosen("curve").checked && !chosen("view").value;
   if (row.role !== "defaults" && !(row.role === "knob" && chosen("knobs").checked)) return false;
   if (!row.name.includes(chosen("filter").value.trim())) return false;
-  const met = data.columns.map(c => entry(row, c.name).duel || {});
+  const view = chosen("view").value, met = data.duels.filter(d => d.row === row.name && (!view || d.control === view));
   if (chosen("agreed") && chosen("agreed").checked) return met.some(d => (d.together || "").endsWith("on both"));
   return !chosen("decided").checked || met.some(d => ["better", "worse"].includes(d.verdict));
 }
@@ -83,6 +83,12 @@ function detail(row, width) {
   return line;
 }
 
+// whether the largest value comes first
+function best(name) {
+  const column = data.columns.find(c => c.name === name);
+  return name !== "method" && !(column && column.better === "lower");
+}
+
 function draw() {
   const names = [...data.columns.map(c => c.name), ...own.map(([name]) => name)], rows = data.rows.filter(visible);
   const key = row => { const at = entry(row, sorted.key).at; return sorted.key === "method" ? row.name : at ? at[0] : null; };
@@ -96,7 +102,7 @@ function draw() {
     const th = element("th", undefined, { scope: "col", className: name === "method" ? "name" : "" });
     const column = data.columns.find(c => c.name === name);
     const way = column && column.better ? (column.better === "lower" ? "less is better" : "more is better") : "";
-    th.append(element("button", name, { title: way, onclick: () => { sorted = { key: name, down: sorted.key === name ? !sorted.down : name !== "method" }; draw(); } }));
+    th.append(element("button", name, { title: way, onclick: () => { sorted = { key: name, down: sorted.key === name ? !sorted.down : best(name) }; draw(); } }));
     if (sorted.key === name) th.setAttribute("aria-sort", sorted.down ? "descending" : "ascending");
     head.append(th);
   }

@@ -34,11 +34,11 @@ from experiments.tournament.verdicts import (
     beyond,
     columns_of,
     findings,
+    lacking,
     together,
 )
 
 SHOWN, SIDE = 12, 128  # pictures of each cell, of different prompts; pixels of the longer side, at most
-SHORTLY = ("effective", "evaluations", "followed", "best")  # controls of the short table
 MARKS = {"better": "+", "worse": "\u2212", "cannot be told": ""}
 
 
@@ -66,11 +66,18 @@ def of_second(cfg: DictConfig, methods: Sequence[Method]) -> Findings | None:
     folder = Path(cfg.second)
     if not (folder / "arena.json").is_file():
         raise UserError(f"second={folder}: holds no arena of experiments.arena")
-    ours, theirs = (json.loads((one / "arena.json").read_text(encoding="utf-8")) for one in (Path(cfg.out), folder))
-    if ours["nominal"] != theirs["nominal"]:
-        said = f"has nominal={theirs['nominal']}, and {cfg.out} {ours['nominal']}"
-        raise UserError(f"second={folder}: {said}: draw both at the same scale")
+    ours, theirs = (asked_of_both(one) for one in (Path(cfg.out), folder))
+    if differs := files.difference(ours, theirs):
+        raise UserError(f"second={folder}: is of other settings than {cfg.out} ({differs}): draw both alike")
     return findings(folder, columns_of(cfg, folder), methods, cfg.best_by[cfg.model.subject])
+
+
+def asked_of_both(folder: Path) -> dict[str, Any]:
+    """Returns the settings in which two models' arenas must agree."""
+    told = json.loads((folder / "arena.json").read_text(encoding="utf-8"))
+    base = [one for one in told["base"] if not one.startswith(("model=", "model.", "+model."))]
+    league = {key: told["league"][key] for key in ("prompts", "tuning_prompts", "curve")}
+    return {"nominal": told["nominal"], "base": base, **league}
 
 
 def summary_of(found: Findings, second: Findings | None) -> dict[str, Any]:
@@ -104,7 +111,13 @@ def summary_of(found: Findings, second: Findings | None) -> dict[str, Any]:
             other = second.duel(one)
             told |= {"second": other and told_of(other), "together": together(one, other)}
     columns = [asdict(column) for column in found.columns]
-    return {"best_scale": found.best, "columns": columns, "controls": CONTROLS, "rows": rows, "duels": duels}
+    return {"best_scale": found.best, "columns": columns, "controls": controls_in(found), "rows": rows, "duels": duels}
+
+
+def controls_in(found: Findings) -> dict[str, str]:
+    """Returns the controls of this arena, in their order, and what they are."""
+    met = {one.control for one in found.duels}
+    return {control: told for control, told in CONTROLS.items() if control in met}
 
 
 def values_of(row: Row | None) -> dict[str, list[float | None] | None]:
@@ -146,7 +159,7 @@ def render(
         data=json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
         frontier=frontier,
         axes=axes,
-        controls=CONTROLS,
+        controls=controls_in(found),
         best=found.best,
         beyond=what_is_beyond(found, second),
         two=second is not None,
@@ -232,11 +245,12 @@ def intervals(plot: Plot, x: Estimate, y: Estimate) -> None:
 
 
 def short_table(found: Findings, second: Findings | None, column: str) -> str:
-    """Returns the methods at their defaults, the best first: what they cost, and one column under four controls.
+    """Returns the methods at their defaults, the best first: what they cost, and one column under each control.
 
     In a second model's, what it says stands after the first's.
     """
-    against = [f"against {CFG} {CONTROLS[control]}" for control in SHORTLY]
+    controls = [control for control in controls_in(found) if control != "nominal"]
+    against = [f"against {CONTROLS[control].replace('classifier-free guidance', CFG)}" for control in controls]
     heads = ["method", "evaluations", "effective scale", "cosine", column, *against]
     rows = [row for row in found.rows if row.role in ("defaults", "curve")]
     duels = {(one.row, one.control): one for one in found.duels if one.column == column}
@@ -246,7 +260,7 @@ def short_table(found: Findings, second: Findings | None, column: str) -> str:
         scale = "" if row.effective is None else f"{row.effective.value:.2f}"
         cosine = "" if row.cosine is None else f"{row.cosine:.2f}"
         told = [name, f"{row.evaluations or 0:g}", scale, cosine, interval_text(row.values.get(column))]
-        met = [duels.get((row.cell.name, control)) for control in SHORTLY]
+        met = [duels.get((row.cell.name, control)) for control in controls]
         told += map(duel_text, met)
         if second is not None:
             other, like = second.row(row.cell.name), [one and second.duel(one) for one in met]
@@ -256,13 +270,16 @@ def short_table(found: Findings, second: Findings | None, column: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def what_is_beyond(found: Findings, second: Findings | None) -> list[tuple[str, str, str]]:
-    """Returns each method with the columns in which it gains and loses more than its strength and price explain.
+def what_is_beyond(found: Findings, second: Findings | None) -> list[tuple[str, str, str, str]]:
+    """Returns each method, in which columns it gains and loses more than strength and price explain, and why not.
 
     Of a second model, which has no controls of its own, it is what that says at the same effective scale.
     """
-    rows = [row for row in found.rows if row.role == "defaults"]
-    return [(row.method, *(told_beyond(found, second, row, way) for way in (BETTER, WORSE))) for row in rows]
+    return [
+        (row.method, *(told_beyond(found, second, row, way) for way in (BETTER, WORSE)), ", ".join(lacking(found, row)))
+        for row in found.rows
+        if row.role == "defaults"
+    ]
 
 
 def told_beyond(found: Findings, second: Findings | None, row: Row, way: str) -> str:
@@ -274,7 +291,7 @@ def told_beyond(found: Findings, second: Findings | None, row: Row, way: str) ->
 
 
 def beyond_table(found: Findings, second: Findings | None) -> str:
-    heads = f"| method | better than {CFG} in | worse in |\n| --- | --- | --- |\n"
+    heads = f"| method | better than {CFG} in | worse in | without a control of |\n| --- | --- | --- | --- |\n"
     return heads + "".join(f"| {' | '.join(row)} |\n" for row in what_is_beyond(found, second))
 
 

@@ -23,6 +23,7 @@ class Method:
 
     overrides  of experiments.sample
     nominal    the classifier-free scale that it goes by; None: there is none, or its settings say it (`scale_of`)
+    parts      names of the methods that it is put together from
     """
 
     name: str
@@ -31,6 +32,7 @@ class Method:
     values: tuple[Any, ...]
     nominal: float | None
     reads_nominal: bool
+    parts: tuple[str, ...] = ()
 
     def scale_of(self, guidance: dict[str, Any]) -> float | None:
         """Returns the nominal scale under these settings: that of the innermost guidance."""
@@ -84,7 +86,7 @@ def entry_of(cfg: DictConfig, name: str) -> DictConfig:
 
 def method_of(name: str, entry: DictConfig, subject: str) -> Method:
     """Raises UserError for an entry with a key that means nothing, or with a knob without values."""
-    if unknown := entry.keys() - {"set", "emoji", "photo", "knob", "values", "nominal", "needs"}:
+    if unknown := entry.keys() - {"set", "emoji", "photo", "knob", "values", "nominal", "needs", "parts"}:
         raise UserError(f"methods.{name}: {', '.join(map(str, unknown))} means nothing: see conf/methods/zoo.yaml")
     if name in (CFG, "tuning"):
         raise UserError(f"methods.{name}: is the name of the arena's own curve: choose another")
@@ -97,6 +99,7 @@ def method_of(name: str, entry: DictConfig, subject: str) -> Method:
         tuple(entry.get("values", ())),
         entry.get("nominal"),
         "nominal" not in entry,
+        tuple(entry.get("parts", ())),
     )
 
 

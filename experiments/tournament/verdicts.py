@@ -24,11 +24,12 @@ from experiments.sweeps.folder import Cell, cells
 from experiments.tournament.plan import Method
 
 CONTROLS = {
-    "nominal": "at the same nominal scale",
-    "effective": "at the same effective scale",
-    "evaluations": "of as many evaluations",
-    "followed": "at the same effective scale step by step",
-    "best": "at its best scale",
+    "nominal": "classifier-free guidance at the same nominal scale",
+    "effective": "classifier-free guidance at the same effective scale",
+    "evaluations": "classifier-free guidance of as many evaluations",
+    "followed": "classifier-free guidance at the same effective scale step by step",
+    "best": "classifier-free guidance at its best scale",
+    "parts": "the better of its parts",
 }
 BEYOND = ("effective", "evaluations", "followed")  # controls of how strong a method is, and of its price
 BETTER, WORSE = "better", "worse"
@@ -140,6 +141,8 @@ def findings(folder: Path, columns: Sequence[Column], methods: Sequence[Method],
         if row.role in ("defaults", "knob"):
             controls = dict(controls_of(row, rows, curve, best))
             duels += [duel(row, name, *controls[name], column) for name in controls for column in columns]
+            if row.role == "defaults" and (parts := by_name[row.method].parts if row.method in by_name else ()):
+                duels += [duel(row, "parts", *better_part(parts, rows, column), column) for column in columns]
     return Findings(rows, tuple(judged(corrected(duels), columns)), tuple(columns), best)
 
 
@@ -186,24 +189,35 @@ def controls_of(
     row: Row, rows: Sequence[Row], curve: Mapping[float, Cell], best: float | None
 ) -> Iterator[tuple[str, Control]]:
     """Yields a row's controls; those of a drawing of their own are of defaults alone."""
-    nominal = (None, "it goes by no scale") if row.nominal is None else on_curve(curve, row.nominal)
+    nominal: Control = (None, "it goes by no scale") if row.nominal is None else on_curve(curve, row.nominal)
+    effective: Control = (None, "its effective scale was not measured")
+    if row.effective is not None:
+        effective = on_curve(curve, row.effective.value)
     yield "nominal", nominal
-    if row.effective is None:
-        yield "effective", (None, "its effective scale was not measured")
-    else:
-        yield "effective", on_curve(curve, row.effective.value)
+    yield "effective", effective
     if row.role == "defaults":
         own = {other.role: other.cell for other in rows if other.method == row.method}
         of_cfg = max((mean_of(cell, "evaluations") or 0 for cell in curve.values()), default=0)
         if "evaluations" in own:
             yield "evaluations", (Pooled((own["evaluations"],)), f"{mean_of(own['evaluations'], 'evaluations'):g} each")
         elif abs((row.evaluations or 0) - of_cfg) <= 1:  # half a step
-            yield "evaluations", (nominal[0], f"it takes as many by itself; {nominal[1]}")
+            same, note = effective if row.nominal is None else nominal
+            yield "evaluations", (same, f"it takes as many by itself; {note}")
         else:
             yield "evaluations", (None, "was not drawn")
         followed = own.get("followed")
         yield "followed", (None, "was not drawn") if followed is None else (Pooled((followed,)), "")
     yield "best", (None, "the prompts for tuning were not drawn") if best is None else on_curve(curve, best)
+
+
+def better_part(parts: Sequence[str], rows: Sequence[Row], column: Column) -> Control:
+    """Returns of the methods that a method is put together from the one that does best in a column by itself."""
+    own = {row.method: row for row in rows if row.role == "defaults" and row.method in parts}
+    values = {name: found.value for name, row in own.items() if (found := row.values.get(column.name)) is not None}
+    if missing := [name for name in parts if name not in values]:
+        return None, f"{', '.join(missing)} was not measured"
+    best = max(parts, key=lambda name: column.sign * values[name])
+    return Pooled((own[best].cell,)), best
 
 
 def on_curve(curve: Mapping[float, Cell], scale: float) -> Control:
@@ -294,6 +308,12 @@ def beyond(found: Findings, row: Row, verdict: str) -> list[str]:
         return {one and one.verdict for one in met}
 
     return [column.name for column in found.columns if said(column) == {verdict}]
+
+
+def lacking(found: Findings, row: Row) -> list[str]:
+    """Returns the controls BEYOND that a method met in no column, so that nothing can be said beyond them."""
+    met = {one.control for one in found.duels if one.row == row.cell.name and one.verdict is not None}
+    return [control for control in BEYOND if control not in met]
 
 
 def together(first: Duel, second: Duel | None) -> str | None:

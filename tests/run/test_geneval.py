@@ -5,17 +5,40 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from omegaconf import OmegaConf
 from tiny import Outcome
 
+from experiments.files import CONF
 from experiments.run import geneval
 
+COUNTS = {  # of the paper
+    "single_object": 80,
+    "two_object": 99,
+    "counting": 80,
+    "colors": 94,
+    "position": 100,
+    "color_attr": 100,
+}
+FIRST = [  # of each task in the published list
+    "a photo of a bench",
+    "a photo of a bench and a sports ball",
+    "a photo of two clocks",
+    "a photo of a blue fire hydrant",
+    "a photo of a dog right of a teddy bear",
+    "a photo of a purple wine glass and a black apple",
+]
 
-def test_553_scenes_by_the_rules() -> None:
-    scenes = geneval.scenes(0)
-    assert Counter(scene["tag"] for scene in scenes) == geneval.COUNTS
+
+def test_the_published_list() -> None:
+    scenes = geneval.scenes(geneval.PUBLISHED)
+    assert OmegaConf.load(CONF / "prompts" / "geneval.yaml").geneval_seed == geneval.PUBLISHED
+    assert Counter(scene["tag"] for scene in scenes) == COUNTS
     assert len({scene["prompt"] for scene in scenes}) == len(scenes) == 553
-    assert len({scene["tag"] for scene in scenes[:6]}) == 6
-    assert geneval.scenes(0) == scenes != geneval.scenes(1)
+    assert [scene["prompt"] for scene in scenes[:6]] == FIRST
+    assert [scene["tag"] for scene in geneval.listed(geneval.PUBLISHED)] == [
+        tag for tag, count in COUNTS.items() for _ in range(count)
+    ]
+    assert geneval.scenes(geneval.PUBLISHED) == scenes != geneval.scenes(1)
     assert len(geneval.CLASSES) == len(set(geneval.CLASSES)) == 80
     for scene in scenes:
         assert geneval_prompt(scene) == scene["prompt"]
@@ -52,17 +75,18 @@ def geneval_prompt(scene: geneval.Scene) -> str:
 def test_a_run_in_the_layout_that_its_judge_reads(
     cli: Callable[..., Outcome], tiny_folder: Path, tmp_path: Path
 ) -> None:
-    run, out = tmp_path / "run", tmp_path / "out"
+    run, out, places = tmp_path / "run", tmp_path / "out", (0, 80, 179)
     asked = ["model=file", f"model.path={tiny_folder}", "seeds=[3,1]", "sampler.steps=1", f"hydra.run.dir={run}"]
     assert cli("sample", "prompts=geneval", "prompts.count=3", *asked).status == 0
     assert cli("geneval", f"run={run}", f"out={out}").status == 0
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.*")) == [
-        f"{i:05d}/{name}" for i in range(3) for name in ("metadata.jsonl", "samples/0000.png", "samples/0001.png")
+        f"{place:05d}/{name}" for place in places for name in ("metadata.jsonl", "samples/0000.png", "samples/0001.png")
     ]
-    for i, scene in enumerate(geneval.scenes(0)[:3]):
-        assert json.loads((out / f"{i:05d}" / "metadata.jsonl").read_text()) == scene
+    listed = geneval.listed(geneval.PUBLISHED)
+    for i, place in enumerate(places):  # the first of three tasks
+        assert json.loads((out / f"{place:05d}" / "metadata.jsonl").read_text()) == listed[place]
         for j, seed in enumerate((3, 1)):
-            copied, drawn = out / f"{i:05d}/samples/{j:04d}.png", run / f"images/{i:05d}_{seed}.png"
+            copied, drawn = out / f"{place:05d}/samples/{j:04d}.png", run / f"images/{i:05d}_{seed}.png"
             assert copied.read_bytes() == drawn.read_bytes()
     again = cli("geneval", f"run={run}", f"out={out}")
     assert (again.status, again.err.count("\n")) == (1, 1)

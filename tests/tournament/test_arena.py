@@ -28,12 +28,13 @@ from experiments import arena
 from experiments.emoji.judge import NATURAL, Judge, save_judge
 from experiments.files import CONF, embedded, read_lines
 from experiments.metrics.effective_scale import Projection
+from experiments.metrics.estimates import Estimate
 from experiments.run import build, draw, geneval
 from experiments.sweeps.folder import Cell
 from experiments.tournament.cells import Arena
 from experiments.tournament.page import beyond_table
 from experiments.tournament.plan import Method, Plan, changes, literal, method_of, methods
-from experiments.tournament.verdicts import Column, Duel, Findings, Row, on_curve, together
+from experiments.tournament.verdicts import Column, Duel, Findings, Row, better_part, on_curve, together
 from ldm.files.writing import write_folder
 
 MINE = "_target_: toys.Momentum\nscale: 3.0\nshare: 0.5\n"
@@ -290,7 +291,10 @@ def test_photographs_are_measured_by_clip(cli: Callable[..., Outcome], tiny_fold
         "saturation",
         "contrast",
     }
-    assert read_lines(out / "cells/tcfg/defaults/samples.jsonl")[0]["prompt"] == geneval.scenes(0)[0]["prompt"]
+    assert (
+        read_lines(out / "cells/tcfg/defaults/samples.jsonl")[0]["prompt"]
+        == geneval.scenes(geneval.PUBLISHED)[0]["prompt"]
+    )
     assert cli("geneval", f"run={out / 'cells/tcfg/defaults'}", f"out={tmp_path / 'layout'}").status == 0
     assert len(list((tmp_path / "layout").rglob("*.png"))) == 6
 
@@ -320,6 +324,19 @@ def test_between_two_scales_of_the_curve() -> None:
     assert [c.name for c in exact.cells] == ["b"]
     assert on_curve(curve, 7.5)[0] is None
     assert "outside the curve" in on_curve(curve, 0.5)[1]
+
+
+def test_a_pair_meets_the_better_of_its_parts_in_each_column() -> None:
+    def row(name: str, **values: float) -> Row:
+        told = {column: Estimate(value, None, None, 4) for column, value in values.items()}
+        cell = Cell(Path(name), f"{name}/defaults", {}, {}, (), None, {})
+        return Row(cell, "defaults", name, "defaults", None, None, None, None, None, told)
+
+    rows = [row("pag", objects=0.9, leak=0.3), row("apg", objects=0.8, leak=0.1), row("pag_apg", objects=1.0, leak=0.0)]
+    for column, best in ((Column("objects", "", "higher"), "pag"), (Column("leak", "", "lower"), "apg")):
+        against, note = better_part(("pag", "apg"), rows, column)
+        assert against is not None and [cell.name for cell in against.cells] == [f"{best}/defaults"] and note == best
+    assert better_part(("pag", "seg"), rows, column) == (None, "seg was not measured")
 
 
 # --- the table of methods ---------------------------------------------------------------------------------------------
@@ -407,7 +424,7 @@ def test_the_leagues_of_results_compose() -> None:
     drawn = [(Path(cfg.out).name, cfg.league.name, cfg.shard) for cfg in found if cfg.draw]
     assert drawn == [
         (folder, league, f"{shard}/2")
-        for folder, league in (("full", "full"), ("combined", "second"), ("second", "second"))
+        for folder, league in (("full", "full"), ("combined", "combined"), ("second", "second"))
         for shard in (0, 1)
     ]
     assert [(Path(cfg.out).name, cfg.second and Path(cfg.second).name) for cfg in found if not cfg.draw] == [
@@ -559,7 +576,7 @@ def test_a_second_arena_at_another_scale_is_refused(
 ) -> None:
     other = ["draw=false", "nominal=4", f"out={place / 'at another'}", f"second={place / 'second'}"]
     assert enter("only=[mine]", *other) == 1
-    assert "has nominal=None" in capsys.readouterr().err
+    assert "nominal" in capsys.readouterr().err
 
 
 def test_the_short_table_and_the_page_show_both(both: object, place: Path, out: Path) -> None:

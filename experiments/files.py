@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -56,8 +57,17 @@ def as_user_error(prefix: str = "") -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """Returns the error's message. OmegaConf's is cut to its first line, since the rest is about its own types."""
-    return str(error).splitlines()[0] if isinstance(error, OmegaConfBaseException) else str(error)
+    """Returns the error's message. OmegaConf's is cut to its first line, since the rest is about its own types.
+
+    Hydra's of a missing config has what there is in the same line, and not where it searched.
+    """
+    lines = str(error).splitlines()
+    if isinstance(error, OmegaConfBaseException):
+        return lines[0]
+    if isinstance(error, MissingConfigException):
+        there = ", ".join(line.strip() for line in lines[1:] if line.startswith("\t") and "provider=" not in line)
+        return lines[0] + (f": there is {there}" if there else "")
+    return str(error)
 
 
 def say(line: str) -> None:

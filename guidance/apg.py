@@ -2,6 +2,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from guidance.branch import check_number
 from guidance.mix import along, dot
 from samplers.schedule import Step
 
@@ -23,6 +24,9 @@ class AdaptiveProjected:
     momentum: float = -0.75
     memory: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
     space = "x_0"
+
+    def __post_init__(self) -> None:
+        check_number("threshold", self.threshold)
 
     def push(self, cond: Tensor, weak: Tensor, scale: float, step: Step) -> Tensor:
         difference = cond - weak + self.momentum * self.memory.get("difference", 0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from guidance.branch import Branch, Unfit, Wrapper, check_number, combined, more
-from guidance.edits import is_small, record
+from guidance.edits import check_bos, is_small, record
 from guidance.filters import SOFT, smooth
 from ldm.attention import Site, is_cross
 from ldm.condition import Condition, Conditions
@@ -44,6 +44,10 @@ class AttendAndExcite(Wrapper):
     def __post_init__(self) -> None:
         check_number("step_size", self.step_size)
         check_number("stop", self.stop, most=1)
+        if type(self.downscale) is not int or self.downscale < 1:
+            raise ValueError(f"downscale={self.downscale}: must be a whole number of at least 1")
+        if any(len(pair) != 2 for pair in self.refine):
+            raise ValueError(f"refine={list(self.refine)}: must be pairs of a share of the steps and a threshold")
 
     def acts(self, step: Step) -> bool:
         return step.stage == 0 and step.i < self.stop * step.n
@@ -57,7 +61,10 @@ class AttendAndExcite(Wrapper):
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         branches = super().branches(conditions, step)
-        return {"cond": self.looked_at(branches["cond"])} if self.acts(step) else branches
+        if not self.acts(step):
+            return branches
+        check_bos(branches["cond"].condition)
+        return {"cond": self.looked_at(branches["cond"])}
 
     def more(self, conditions: Conditions, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> dict[str, Branch]:
         if not self.acts(step):

@@ -1,6 +1,6 @@
 """The contract between a guidance and the sampling loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -37,7 +37,7 @@ class Branch:
 class Guidance(Protocol):
     """Says which passes a step needs, and how their clean estimates join; never runs a network itself.
 
-    Two methods more are optional, and `Wrapper` forwards them:
+    Two further methods are optional, and `Wrapper` forwards them:
       more(conditions, x_0, x_t, step) -> branches of a further round, which depend on the estimates so far, until empty
       plan(steps) -> the prompt of each step, None for the image's own; raises ValueError where the steps do not fit
     `space = "eps"` says that `combine` receives and returns eps in the place of x_0: for formulas whose weights do not
@@ -85,7 +85,9 @@ def plan(guidance: Guidance, steps: Sequence[Step]) -> list[str | None]:
 
 def combined(guidance: Guidance, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
     """What a guidance makes of its passes, whatever its space and whatever it returns."""
-    if getattr(guidance, "space", "x_0") == "x_0":
+    space = getattr(guidance, "space", "x_0")
+    assert space in ("x_0", "eps"), f"{type(guidance).__name__}.space is '{space}': must be x_0 or eps"
+    if space == "x_0":
         out = guidance.combine(x_0, x_t, step)
         return out if isinstance(out, Denoised) else Denoised(out, step.now.eps(x_t, out))
     out = guidance.combine({name: step.now.eps(x_t, estimate) for name, estimate in x_0.items()}, x_t, step)
@@ -185,7 +187,8 @@ def begun_anew(value: Any) -> Any:
     if not holds_guidance(value):
         return value
     if isinstance(value, tuple | list):
-        return type(value)(begun_anew(entry) for entry in value)
+        entries = [begun_anew(entry) for entry in value]
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
     if isinstance(value, dict):
         return {key: begun_anew(entry) for key, entry in value.items()}
     return replace(value, **{f.name: begun_anew(getattr(value, f.name)) for f in fields(value) if f.init})
@@ -214,11 +217,20 @@ def check_number(name: str, value: float, most: float = float("inf")) -> None:
 def check_once(guidance: Wrapper) -> None:
     """Raises ValueError where another guidance of its class is inside: both would know their pass by one name."""
     name = type(guidance).__name__
-    inside: Guidance | None = guidance.inner
-    while inside is not None:
-        if type(inside) is type(guidance):
-            raise ValueError(f"inner: holds a {name}, as the guidance around it is: give one, with the layers of both")
-        inside = getattr(inside, "inner", None)
+    if any(type(one) is type(guidance) for one in within(guidance.inner)):
+        raise ValueError(f"inner: holds a {name}, as the guidance around it is: give one, with the layers of both")
+
+
+def within(value: Any) -> Iterator[Any]:
+    """Yields a guidance and all that it is made of, such as those of its stages."""
+    if isinstance(value, tuple | list):
+        for entry in value:
+            yield from within(entry)
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield value
+        for f in fields(value):
+            if f.init:
+                yield from within(getattr(value, f.name))
 
 
 def check_guidance(name: str, value: Any) -> None:

@@ -100,7 +100,7 @@ class ClipGuided(Wrapper):
         """The unit vectors [B, D] of the images' prompts."""
         words = words_of(self.told["now"].cond)
         prompts = (self.prompt,) * count if self.prompt else tuple(" ".join(row) for row in words)
-        if len(prompts) != count:
+        if len(prompts) != count or not all(prompts):
             raise Unfit("CLIP has no prompt to compare pictures with: give prompt='...'")
         if prompts not in self.read:
             self.read[prompts] = self.clip.texts(prompts)

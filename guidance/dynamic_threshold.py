@@ -28,6 +28,8 @@ class DynamicThreshold(Wrapper):
     def __post_init__(self) -> None:
         check_number("percentile", self.percentile, most=1)
         check_number("mimic", self.mimic, most=1)
+        if self.limit is not None and not 0 < self.limit < float("inf"):
+            raise ValueError(f"limit={self.limit}: must be a number above 0, or null")
 
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
         out = combined(self.inner, x_0, x_t, step)

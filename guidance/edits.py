@@ -69,6 +69,12 @@ def words_of(condition: Condition) -> Tensor:
     return condition.tokens
 
 
+def check_bos(condition: Condition) -> None:
+    """Raises Unfit for tokens that do not begin with one of no word, as boxes do not."""
+    if any(span.start == 0 for spans in condition.spans for span in spans):
+        raise Unfit("it leaves out the first token, which is a text's BOS, and this model is not told a text")
+
+
 def without_zero_token() -> AttentionEdit:
     """Takes the weight of the last token, and gives it to the others in proportion: as if it were not there."""
 
@@ -123,6 +129,7 @@ def record(store: Callable[[Site, Tensor], None], where: Callable[[Site], bool] 
 
 def only_at(layers: Collection[str], edit: AttentionEdit) -> AttentionEdit:
     """The same edit, restricted to the layers whose dotted name begins with one of these, as in "up_blocks.1"."""
+    assert not isinstance(layers, str), f"layers={layers!r}: must be a list of names"
     return replace(edit, where=lambda site: site.name.startswith(tuple(layers)) and edit.where(site))
 
 

@@ -25,6 +25,10 @@ class FrequencyDecoupled:
     parallel: float = 1.0
     space = "x_0"
 
+    def __post_init__(self) -> None:
+        if not self.shares:
+            raise ValueError("shares is empty: there is one for each level, at least one")
+
     def push(self, cond: Tensor, weak: Tensor, scale: float, step: Step) -> Tensor:
         levels = zip(pyramid(cond - weak, len(self.shares)), pyramid(cond, len(self.shares)), strict=True)
         pushes = [

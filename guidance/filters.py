@@ -25,6 +25,8 @@ def check_grid(x: Tensor) -> None:
 def smooth(x: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:
     """Convolves down the rows and along the columns (by the same kernel, unless told), reflected at the edges."""
     down, across = (kernel.to(x) for kernel in (rows, rows if columns is None else columns))
+    if x.shape[2] <= len(down) // 2 or x.shape[3] <= len(across) // 2:
+        raise Unfit(f"it blurs over {len(down)} x {len(across)} cells, too many for {x.shape[2]} x {x.shape[3]}")
     planes = x.reshape(-1, 1, *x.shape[2:])
     pad = (len(across) // 2, len(across) // 2, len(down) // 2, len(down) // 2)
     planes = F.conv2d(F.pad(planes, pad, mode="reflect"), down[None, None, :, None])

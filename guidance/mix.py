@@ -41,6 +41,7 @@ def mixed(mix: Mix, cond: Tensor, weak: Tensor, scale: float, x_t: Tensor, step:
     now = step.now
     if scale == 1:
         return cond
+    assert mix.space in ("x_0", "eps"), f"{type(mix).__name__}.space is '{mix.space}': must be x_0 or eps"
     if mix.space == "x_0":
         return mix.push(cond, weak, scale, step)
     if not now.signal:

@@ -22,7 +22,7 @@ class SelfAttentionGuidance(Wrapper):
     `inner` + s (eps(x_t, u) - eps(x~_t, u)), in eps; one pass more, after the others. x~_t is the negative pass's own
     x_0 (the conditional's, where there is no negative pass), blurred where self-attention looks most, and noised again
     with its eps.
-    scale   s; 0.75 is tuned for Stable Diffusion 1
+    scale   s; 0.75 is tuned for Stable Diffusion 1; 0 is `inner`
     layers  whose self-attention says where: of the mean of the heads, the patches that receive more than their share
     mix     the rule that applies the difference, as in `Perturbed`
     The blur is 9 x 9 cells, sigma 1: latents need 5 at least in height and width.
@@ -42,13 +42,15 @@ class SelfAttentionGuidance(Wrapper):
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         branches = super().branches(conditions, step)
+        if not self.scale:
+            return branches
         name = base(branches)
         look = only_at(self.layers, record(self.see, lambda site: site.kind == "self"))
         return branches | {name: replace(branches[name], edits=(*branches[name].edits, look))}
 
     def more(self, conditions: Conditions, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> dict[str, Branch]:
         branches = more(self.inner, conditions, x_0, x_t, step)
-        if branches or "blurred" in x_0:
+        if branches or "blurred" in x_0 or not self.scale:
             return branches
         name = base(x_0)
         degraded = step.now.x_t(self.blurred(x_0[name]), step.now.eps(x_t, x_0[name]))
@@ -56,6 +58,8 @@ class SelfAttentionGuidance(Wrapper):
         return {"blurred": replace(same, edits=changing(same.edits), x_t=degraded, gradient=False)}
 
     def combine(self, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
+        if not self.scale:
+            return combined(self.inner, x_0, x_t, step)
         estimate = x_0[base(x_0)]
         # the pass saw another x_t: the same eps at this one belongs to an x_0 moved by as much as that was
         weak = x_0["blurred"] + estimate - self.blurred(estimate)

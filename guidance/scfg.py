@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guidance.branch import Branch, Unfit, check_number
-from guidance.edits import is_small, record
+from guidance.edits import check_bos, is_small, record
 from guidance.filters import SOFT, smooth
 from guidance.mix import Linear, Mix, mixed
 from ldm.attention import AttentionEdit, Site
@@ -40,6 +40,8 @@ class SemanticAware:
 
     def __post_init__(self) -> None:
         check_number("scale", self.scale)
+        if not 0 <= self.least <= self.most:
+            raise ValueError(f"least={self.least}, most={self.most}: must be 0 <= least <= most")
 
     def look(self, name: str) -> tuple[AttentionEdit, ...]:
         def store(site: Site, weights: Tensor) -> None:
@@ -53,6 +55,7 @@ class SemanticAware:
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         if self.scale == 1:
             return {"cond": Branch(conditions.cond)}
+        check_bos(conditions.cond)
         passes = {"cond": conditions.cond, "negative": conditions.negative}
         return {name: Branch(condition, self.look(name)) for name, condition in passes.items()}
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import gamma
 
 from torch import Tensor
 
@@ -56,7 +55,7 @@ class Beta:
 
     def __call__(self, step: Step) -> float:
         u = step.i / max(step.n - 1, 1)
-        density = gamma(self.a + self.b) / (gamma(self.a) * gamma(self.b))
+        density = math.exp(math.lgamma(self.a + self.b) - math.lgamma(self.a) - math.lgamma(self.b))
         return density * u ** (self.a - 1) * (1 - u) ** (self.b - 1)
 
 

@@ -162,18 +162,18 @@ class Attention(nn.Module):
     def of_tokens(self, condition: Condition) -> tuple[Tensor, Tensor]:
         """Keys and values of the condition's tokens, which sampling shows in every step: kept there, if it keeps any.
 
-        Never while something learns: a gradient wants a graph of its own.
+        Made anew once the weights were written into. Never while something learns: a gradient wants its own graph.
         """
         tokens, kept = condition.tokens, condition.kept
         assert tokens is not None, "a network with cross-attention needs tokens"
-        if kept is None or torch.compiler.is_compiling():
+        learns = torch.is_grad_enabled() and (tokens.requires_grad or any(p.requires_grad for p in self.parameters()))
+        if kept is None or learns or torch.compiler.is_compiling():
             return self.keys_and_values(tokens)
-        if torch.is_grad_enabled() and (tokens.requires_grad or any(p.requires_grad for p in self.parameters())):
-            return self.keys_and_values(tokens)
-        if self not in kept or kept[self][0] is not tokens:  # as where a condition was replaced in its tokens alone
+        weights = [(p.data_ptr(), p.is_inference() or p._version) for p in self.parameters()]
+        if self not in kept or kept[self][0] is not tokens or kept[self][1] != weights:
             k, v = self.keys_and_values(tokens)
-            kept[self] = (tokens, k.contiguous(), v.contiguous())
-        return kept[self][1:]
+            kept[self] = (tokens, weights, k.contiguous(), v.contiguous())
+        return kept[self][2:]
 
 
 class GEGLU(nn.Module):

@@ -16,8 +16,10 @@ def ddim(
     x_T    [B, ...], standard normal
     noise  () -> standard normal [B, ...]; called only in steps that add noise
     eta    0: deterministic, which on a rectified flow is Euler's method; 1: as noisy as DDPM
-    Raises ValueError for eta above 0 without noise.
+    Raises ValueError for eta outside 0 .. 1, and above 0 without noise.
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta={eta}: must be between 0 and 1")
     if eta > 0 and noise is None:
         raise ValueError(f"eta={eta} draws noise: give noise=...")
     x_t = x_T

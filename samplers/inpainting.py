@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from samplers.predict import Denoise, Denoised
@@ -58,7 +59,7 @@ def replacing(sampler: Sampler, known: Known) -> Sampler:
 def resampling(sampler: Sampler, known: Known, times: int) -> Sampler:
     """Wraps a one-step sampler so that each step is taken `times` times, noise of the forward process leading back to
     its beginning in between, so that the new part gets to fit the known one (RePaint, Lugmayr et al. 2022, algorithm 1;
-    jumps of length 1). One time is `replacing`. Raises ValueError without noise.
+    jumps of length 1). One time is `replacing`. Raises ValueError without noise, and for times below 1.
     """
 
     def sample(
@@ -66,10 +67,16 @@ def resampling(sampler: Sampler, known: Known, times: int) -> Sampler:
     ) -> Iterator[tuple[Step, Tensor, Tensor]]:
         if noise is None:
             raise ValueError("resampling draws noise: give noise=...")
+        if times < 1:
+            raise ValueError(f"times={times}: must be at least 1")
+
+        def within(x_t: Tensor, step: Step) -> Denoised:
+            return denoise(known.mixed(x_t, step.now) if step.stage else x_t, step)
+
         x_t = x_T
         for step in steps:
             for left in reversed(range(times)):
-                _, x_s, x_0 = next(sampler(denoise, x_t, [step], noise=noise))
+                _, x_s, x_0 = next(sampler(within, x_t, [step], noise=noise))
                 x_s = known.mixed(x_s, step.to) if left else known.after(x_s, step)
                 if left:
                     kept = step.now.signal / step.to.signal
@@ -91,7 +98,7 @@ def takes_single_steps(sampler: Sampler, steps: Sequence[Step]) -> bool:
         *_, (_, x_t, _) = moments
         return x_t
 
-    x_T = Tensor([1.0]).double()
+    x_T = torch.ones(1, dtype=torch.float64)
     x_t = x_T
     for step in steps:
         x_t = last(sampler(denoise, x_t, [step], noise=lambda: x_T))

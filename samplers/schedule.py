@@ -152,8 +152,14 @@ class Schedule:
         return (0.5 * ((1 - self.alpha_bar) / self.alpha_bar).log()).tolist()
 
     def level(self, t: float) -> Level:
-        """The level at t in 0 .. T-1; between timesteps log sigma is linear in t, as in k-diffusion."""
-        lower = min(int(t), self.num_timesteps - 1)
+        """The level at t; between timesteps log sigma is linear in t, as in k-diffusion.
+
+        Raises ValueError for t outside 0 .. T-1, and between the last two of them at zero terminal SNR.
+        """
+        last = self.num_timesteps - 1
+        if not 0 <= t <= last or (self.zero_terminal_snr and last - 1 < t < last):
+            raise ValueError(f"t={t}: there is no level of noise, the last is {last}")
+        lower = int(t)
         if t == lower:
             a = self.alpha_bar[lower].item()
             return Level(float(t), a**0.5, (1 - a) ** 0.5)
@@ -200,6 +206,8 @@ class Schedule:
         Raises ValueError for n outside 1 .. T, for an unknown setting, and for a spacing that zero SNR cannot take.
         """
         T, offset = self.num_timesteps, self.offset if offset is None else offset
+        if offset < 0:
+            raise ValueError(f"offset={offset}: must be at least 0")
         spacing = self.spacing if spacing is None else spacing
         check_steps(n, T, start)
         if spacing not in TIMESTEP_SPACINGS + SIGMA_SPACINGS:

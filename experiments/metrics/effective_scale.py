@@ -14,7 +14,7 @@ from experiments.files import UserError
 from experiments.metrics import Bench, Result, Unmeasurable
 from experiments.metrics.again import job_of
 from experiments.metrics.folders import FinishedRun
-from experiments.run import draw
+from experiments.run import build, draw
 from guidance import Branch, Guidance, Wrapper
 from guidance.branch import combined, plan
 from ldm.condition import Condition, Conditions
@@ -47,7 +47,7 @@ class Projection(Wrapper):
             own = next((key for key, branch in branches.items() if is_plain(branch, condition)), None)
             names.append(own or name)
             if own is None:
-                aside[name] = Branch(condition, network=draw.ASIDE)
+                aside[name] = Branch(condition, network=build.ASIDE)
         self.taken[step] = names[0], names[1]
         return branches | aside
 

@@ -21,7 +21,7 @@ from experiments.run.contents import modules_in
 from experiments.run.prompts import Prompt, suite
 from experiments.run.settings import check_arguments, written
 from guidance import Guidance, Stage
-from guidance.branch import plan
+from guidance.branch import plan, within
 from ldm import LatentDiffusion, load_model
 from ldm.attention import Edits
 from ldm.autoencoder import Autoencoder
@@ -33,6 +33,7 @@ from ldm.unet import UNet
 from samplers import Denoised, Schedule, Step, as_x_0
 from samplers.predict import Network, Predict
 
+ASIDE = "aside"  # the main network by another name, for passes that observers need
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 Picture = tuple[int, int]  # index of its prompt, and its seed
@@ -173,6 +174,7 @@ def machine(cfg: DictConfig, load: Callable[[DictConfig], Loaded] | None = None)
     asked = cfg.get("task") or {"name": "text"}
     check_task(known.model, asked["name"], cfg.model.path)
     check_classifiers(guides, known.model)
+    check_layers(guides, known.model.unet)
     through = steps(cfg.sampler, known.model.config.schedule, asked.get("strength", 1.0))
     check_start(draws, through)
     return Machine(known.model, known.others, known.networks, guides, draws, through, cfg.get("max_batch"))
@@ -183,6 +185,8 @@ def loaded(cfg: DictConfig) -> Loaded:
     made = model(cfg.model, device(cfg.device), cfg.dtype)
     say_dtype(made)
     paths = {str(name): path for name, path in (cfg.get("networks") or {}).items() if path is not None}
+    if taken := paths.keys() & {"main", ASIDE}:
+        raise UserError(f"networks.{min(taken)}: is the name of the model's own: choose another")
     others = {name: another(made, f"networks.{name}", path) for name, path in paths.items()}
     networks = {name: predictor(one, cfg.get("compile", False)) for name, one in {"main": made, **others}.items()}
     return Loaded(made, others, networks)
@@ -267,6 +271,16 @@ def check_classifiers(guidance: Guidance, model: LatentDiffusion) -> None:
             raise UserError(f"{name}: was trained on latents of another autoencoder than the model's")
 
 
+def check_layers(guidance: Guidance, network: UNet | DiT) -> None:
+    """Raises UserError where the `layers` of a guidance name one that the network does not have."""
+    there = network.attention_layers
+    for one in within(guidance):
+        for name in getattr(one, "layers", ()):
+            if there and not any(layer.startswith(name) for layer in there):
+                blocks = dict.fromkeys(".".join(layer.split(".")[:2]) for layer in there)
+                raise UserError(f"layers={name} of {type(one).__name__}: attention is in {', '.join(blocks)}")
+
+
 def another(model: LatentDiffusion, setting: str, path: str) -> LatentDiffusion:
     """Loads a second model beside `model`. Raises UserError unless it denoises the same latents of the same process."""
     with as_user_error(f"{setting}: "):
@@ -333,10 +347,7 @@ def steps(cfg: DictConfig, config: ScheduleConfig, strength: float = 1.0) -> lis
 def sampler(cfg: DictConfig) -> Callable[..., Moments]:
     """Returns the sampler group's function with its settings, but for the steps."""
     settings = {key: value for key, value in cfg.items() if key not in ("steps", "spacing", "final")}
-    made = create({"_partial_": True, **settings}, "sampler")
-    if not 0 <= cfg.get("eta", 0) <= 1:
-        raise UserError(f"sampler.eta={cfg.eta}: must be between 0 and 1")
-    return made
+    return create({"_partial_": True, **settings}, "sampler")
 
 
 def check_start(sampler: Callable[..., Moments], steps: Sequence[Step]) -> None:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from experiments.files import UserError, locked, say, write
 from experiments.pictures import captioned, save_png, sheet
 from experiments.run import build, settings
-from experiments.run.build import Loaded, Machine, Moments, Request
+from experiments.run.build import ASIDE, Loaded, Machine, Moments, Request
 from experiments.run.contents import contents
 from experiments.run.folder import Run
 from experiments.run.logger import Logger
@@ -182,9 +182,6 @@ class Observer(Protocol):
 
     def done(self, images: Tensor) -> list[Record]:
         """Returns what the record of each picture is to hold, given the pictures [B, 3, H, W] in [0, 1]."""
-
-
-ASIDE = "aside"
 
 
 @dataclass(frozen=True)

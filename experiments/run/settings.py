@@ -278,7 +278,11 @@ def check_arguments(settings: Mapping[Any, Any], name: str) -> None:
     """
     settings = plain(settings)
     parameters = inspect.signature(target(settings, name), eval_str=True).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for key, value in settings.items():
+        if not (key in parameters or takes_any or key.startswith("_")):
+            there = ", ".join(parameters)
+            raise UserError(f"{name}.{key}: {settings['_target_']} has no such setting; it has {there}")
         if key in parameters and value != "???" and not (kind := kind_of(parameters[key].annotation)).fits(value):
             raise UserError(f"{name}.{key}={written(value)}: must be {kind.words}")
         if isinstance(value, dict) and "_target_" in value:
@@ -291,9 +295,12 @@ def target(settings: Mapping[Any, Any], name: str) -> Any:
     if not isinstance(path, str):
         raise UserError(f"{name}._target_={written(path)}: must name a class, as in guidance.ClassifierFree")
     try:
-        return get_object(path)
+        found = get_object(path)
     except (ImportError, ValueError) as error:
         raise UserError(f"{name}._target_={path}: there is no such class or function") from error
+    if not callable(found):
+        raise UserError(f"{name}._target_={path}: is a module, and no class or function of it")
+    return found
 
 
 def kind_of(hint: Any) -> Kind:

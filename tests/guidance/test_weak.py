@@ -22,6 +22,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from guidance import (
+    AdaptiveProjected,
     AttendAndExcite,
     AttentionTemperature,
     Autoguidance,
@@ -35,8 +36,10 @@ from guidance import (
     DegradedCondition,
     DynamicThreshold,
     FreeU,
+    FrequencyDecoupled,
     IndependentCondition,
     Momentum,
+    Multistage,
     PerpNeg,
     PerturbedAttention,
     Ramp,
@@ -46,6 +49,7 @@ from guidance import (
     SemanticAware,
     SmoothedEnergy,
     SparseCross,
+    Stage,
     Table,
 )
 from guidance.branch import Guidance, begun_anew, guided
@@ -684,6 +688,16 @@ def test_an_edit_that_changes_nothing_leaves_the_inner_guidance(unet: UNet) -> N
         (lambda: SegmentationFree(apply="scores", candidates="words"), "apply='scores'"),
         (lambda: SegmentationFree(apply="scores", layers=("up_blocks",)), "apply='scores'"),
         (lambda: AttendAndExcite(ClassifierFree(), stop=2), "stop=2"),
+        (lambda: AttendAndExcite(ClassifierFree(), downscale=0), "downscale=0"),
+        (lambda: AttendAndExcite(ClassifierFree(), refine=[[0.1]]), "refine="),
+        (lambda: SemanticAware(least=5.0), "least=5.0, most=3.0"),
+        (lambda: DynamicThreshold(ClassifierFree(), limit=-1.0), "limit=-1.0"),
+        (lambda: AdaptiveProjected(threshold=-1.0), "threshold=-1.0"),
+        (lambda: FrequencyDecoupled(shares=[]), "shares is empty"),
+        (
+            lambda: PerturbedAttention(Multistage((Stage("x", 2, PerturbedAttention(ClassifierFree())),))),
+            "holds a PerturbedAttention",
+        ),
     ],
 )
 def test_wrong_settings_are_named(make, said: str) -> None:

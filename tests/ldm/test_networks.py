@@ -462,6 +462,9 @@ def test_a_stacked_condition_keeps_keys_and_values_of_its_own() -> None:
     for tokens in (-TEXT, TEXT):  # what a wrapper of the network replaces is not taken for what was there
         assert torch.equal(net(X, 500, replace(kept, tokens=tokens)), net(X, 500, Condition(tokens)))
     assert CONDITION.kept is None and kept.rows(slice(0, 2)).kept is None
+    with torch.no_grad():
+        cross[0].to_k.weight.mul_(0)
+        assert torch.equal(net(X, 500, other), net(X, 500, Condition(TEXT.flip(0))))
 
 
 def test_gradients_pass_what_a_condition_keeps() -> None:

@@ -20,7 +20,7 @@ from experiments.metrics import Bench
 from experiments.metrics.effective_scale import SEEN, Projection, Scales
 from experiments.metrics.estimates import Bootstrap
 from experiments.metrics.measuring import evaluate
-from experiments.run import draw
+from experiments.run import build, draw
 from experiments.run.logger import Logger
 from guidance import (
     CFGPlusPlus,
@@ -49,7 +49,7 @@ def projected(guidance: object) -> list[dict]:
     conditions = model.conditions(["a cat", "two dogs"], ["", "red"])
     predict = as_x_0(model.unet, "eps")
     plain = guided(predict, guidance, conditions)
-    probed = guided({"main": predict, draw.ASIDE: predict}, probe, conditions)
+    probed = guided({"main": predict, build.ASIDE: predict}, probe, conditions)
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for step in STEPS:
@@ -92,7 +92,7 @@ def test_every_sampler_takes_cfg_plus_plus_and_an_effective_scale(name: str) -> 
     conditions, predict = model.conditions(["a cat", "two dogs"]), as_x_0(model.unet, "eps")
     for guidance in (ClassifierFree(3.0), CFGPlusPlus(0.6)):
         probe = Projection(guidance)
-        denoise = guided({"main": predict, draw.ASIDE: predict}, probe, conditions)
+        denoise = guided({"main": predict, build.ASIDE: predict}, probe, conditions)
         x_T = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         drawn = ImageNoise([1, 2], (4, 8, 8))
         with torch.no_grad():
@@ -135,7 +135,7 @@ def test_effective_scale_lies_along_plain_passes() -> None:
             told = conditions if prompt is None else replace(conditions, cond=conditions.encode(prompt))
             c = guided(predict, ClassifierFree(1.0), told)(x_t, step).x_0
             probe = Projection(guidance)
-            out = guided({"main": predict, draw.ASIDE: predict}, probe, conditions)(x_t, step).x_0
+            out = guided({"main": predict, build.ASIDE: predict}, probe, conditions)(x_t, step).x_0
             for b in range(2):
                 d, v = ((e[b] - u[b]).flatten().numpy() for e in (c, out))
                 assert probe.steps[0]["scale"][b].item() == pytest.approx(

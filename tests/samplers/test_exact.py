@@ -133,6 +133,14 @@ def test_deviations_are_seen() -> None:
     assert not reached(x)  # too little noise
 
 
+@pytest.mark.parametrize("t", [-1, 999.5, 1000, float("nan")])
+def test_there_is_no_level_beyond_the_schedule(t: float) -> None:
+    with pytest.raises(ValueError, match="there is no level of noise, the last is 999"):
+        Schedule().level(t)
+    with pytest.raises(ValueError, match="t=998.5"):
+        Schedule(zero_terminal_snr=True).level(998.5)
+
+
 @pytest.mark.parametrize("level", [Schedule().level(300), Schedule().level(900), Flow().level(600)])
 def test_tweedie_s_formula(level: Level) -> None:
     """E[x_0 given x_t] = (x_t + noise^2 score) / signal, the score by autograd."""

@@ -48,7 +48,7 @@ def test_replacement_is_the_loop_that_diffusers_writes_out() -> None:
     assert torch.equal(x[:, 0], known.x_0[:, 0])
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "euler_ancestral", "euler_maruyama"])
+@pytest.mark.parametrize("name", sorted(ONE_STEP))
 def test_a_step_taken_once_is_replacement(name: str) -> None:
     known, steps, sampler = known_of(3), Schedule().steps(6, start=0.7), getattr(samplers, name)
     first = steps[0].now.x_t(known.x_0, known.eps)
@@ -88,6 +88,8 @@ def test_samplers_without_a_memory_are_known_by_what_they_do() -> None:
     assert found == ONE_STEP
 
 
-def test_resampling_wants_noise() -> None:
+def test_resampling_wants_noise_and_a_time() -> None:
+    with pytest.raises(ValueError, match="times=0: must be at least 1"):
+        next(resampling(samplers.ddim, known_of(1), 0)(denoise, known_of(1).eps, Schedule().steps(3), noise_of(1)))
     with pytest.raises(ValueError, match="resampling draws noise"):
         next(resampling(samplers.ddim, known_of(1), 2)(denoise, known_of(1).eps, Schedule().steps(2)))

@@ -21,7 +21,8 @@ class AttendAndExcite(Wrapper):
     """Attend-and-Excite (Chefer et al. 2023, arXiv 2301.13826, algorithm 1): x_t moves until each word is seen.
 
     Before a step, x_t goes down the gradient of max over words of 1 - max over patches of the word's cross-attention;
-    then `inner` guides from there. One pass with a gradient more in the first steps, up to `rounds` more in some.
+    then `inner` guides from there. One additional pass with a gradient in each of the first steps, and up to `rounds`
+    more in those of `refine`. It goes outside all else: what is around it would mix passes at x_t with moved ones.
     words       lower-cased; None: all of the image's prompt but articles, prepositions and the like
     step_size   of the gradient; falls to sqrt(1/2) of it over the steps
     stop        the share of the steps that are so prepared

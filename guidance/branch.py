@@ -100,7 +100,9 @@ def guided(
     conditions: Conditions,
     max_batch: int | None = None,
 ) -> Denoise:
-    """Returns denoise(x_t, step) -> (x_0, eps) for one sampling: a round's branches in one forward of each network.
+    """Returns denoise(x_t, step) -> (x_0, eps): a round's branches in one forward of each network.
+
+    For one sampling, or for several under a guidance that remembers nothing.
 
     networks   `as_x_0(network, prediction)`, or several by name, "main" among them. The rows of a forward are its
                branches one after another; passes that keep a graph go by themselves

@@ -34,8 +34,8 @@ class Everywhere(Wrapper):
 class SparseCross(Everywhere):
     """PLADIS (Kim & Sim 2025, arXiv 2503.07677, eq. 15): cross-attention away from dense towards sparse weights.
 
-    A + scale (entmax_1.5(scores) - A): no pass more. entmax ignores a constant of the scores, and so reads them off
-    log A.
+    A + scale (entmax_1.5(scores) - A): no additional pass. entmax ignores a constant of the scores, and so reads them
+    off log A.
     scale   2 in the paper, for SDXL; 0 changes nothing
     layers  dotted names as they begin; all on the way down and up, as in the paper
     """
@@ -71,7 +71,7 @@ def entmax(weights: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AttentionTemperature(Everywhere):
-    """Attention at another temperature, softmax(scores / temperature), in every pass; no pass more.
+    """Attention at another temperature, softmax(scores / temperature), in every pass; no additional pass.
 
     Weights to the power 1 / temperature, normalised: below 1 attention is sharper. Self-attention at
     sqrt(log T / log N) keeps its entropy where a picture of N patches is not of the T trained for (Jin et al. 2023,
@@ -104,7 +104,7 @@ class FreeU(Everywhere):
     """FreeU (Si et al. 2023, arXiv 2309.11497, the authors' first version): a stronger stream, weaker skips.
 
     Where a block on the way up joins the two, the first half of the stream's channels is multiplied by b, and the
-    lowest frequencies of the skip by s. In no space; no pass more.
+    lowest frequencies of the skip by s. In no space; no additional pass.
     b1, s1  of the first level on the way up; b2, s2 of the second, as diffusers reads it; the authors' code goes by the
             width of the stream, which parts Stable Diffusion 1's blocks elsewhere. The defaults are diffusers' advice
             for Stable Diffusion 1.5, with this form. The authors' own demo has b 1.2 and 1.4; they give 1.5 and 1.6

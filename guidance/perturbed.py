@@ -19,7 +19,7 @@ from samplers.schedule import Step
 
 @dataclass(frozen=True)
 class Perturbed(Wrapper):
-    """`inner` + s (cond - perturbed): one pass more, with cond's condition and edits; a subclass's `edit` perturbs it.
+    """`inner` + s (cond - perturbed): another pass of cond's condition and edits, which `edit` of a subclass perturbs.
 
     inner   classifier-free at scale 1 leaves cond + s (cond - perturbed), of two passes
     scale   s; 0 is `inner`

@@ -19,9 +19,9 @@ from samplers.schedule import Step
 class SelfAttentionGuidance(Wrapper):
     """Self-attention guidance, SAG (Hong et al. 2022, arXiv 2210.00939, algorithm 1): away from a blurred picture.
 
-    `inner` + s (eps(x_t, u) - eps(x~_t, u)), in eps; one pass more, after the others. x~_t is the negative pass's own
-    x_0 (the conditional's, where there is no negative pass), blurred where self-attention looks most, and noised again
-    with its eps.
+    `inner` + s (eps(x_t, u) - eps(x~_t, u)), in eps; one additional pass, after the others. x~_t is the negative pass's
+    own x_0 (the conditional's, where there is no negative pass), blurred where self-attention looks most, and noised
+    again with its eps.
     scale   s; 0.75 is tuned for Stable Diffusion 1; 0 is `inner`
     layers  whose self-attention says where: of the mean of the heads, the patches that receive more than their share
     mix     the rule that applies the difference, as in `Perturbed`

@@ -52,8 +52,8 @@ class Condition:
     channels  [B, C, h, w], concatenated to x_t: a mask and a masked latent, a low-resolution image
     spans     the words of each row's prompt; networks never read them
     sizes     how many of the vector's last numbers tell sizes, and so nothing of the prompt; nor do they read this
-    kept      by layer the tokens, and keys and values of them, for as long as this value lives; a condition made by
-              hand keeps nothing (None)
+    kept      by layer the tokens, the state of its weights, and keys and values made of both, for as long as this
+              value lives; a condition made by hand keeps nothing (None)
     """
 
     tokens: Tensor | None = None
@@ -61,7 +61,7 @@ class Condition:
     channels: Tensor | None = None
     spans: tuple[tuple[Span, ...], ...] = ()
     sizes: int = 0
-    kept: dict[Any, tuple[Tensor, Tensor, Tensor]] | None = None
+    kept: dict[Any, tuple[Tensor, list[tuple[int, int]], Tensor, Tensor]] | None = None
 
     def rows(self, rows: slice) -> "Condition":
         """Some of the rows."""

@@ -127,16 +127,19 @@ def settings(path: Path, prefix: str = "") -> list[Setting]:
     text = path.read_text(encoding="utf-8")
     root = yaml.compose(text)
     found = list(leaves(root, text, prefix)) if isinstance(root, yaml.MappingNode) else []
-    return [s for s in found if s.name.partition(".")[0] not in ("defaults", "hydra") and "_target_" not in s.name]
+    own = [(s.name.removeprefix(prefix).partition(".")[0], s) for s in found]
+    return [s for first, s in own if first not in ("defaults", "hydra") and "_target_" not in s.name]
 
 
 def leaves(node: yaml.MappingNode, text: str, prefix: str) -> Iterator[Setting]:
     for key, value in node.value:
         name = f"{prefix}{key.value}"
-        written = text[value.start_mark.index : value.end_mark.index]
+        written, comment = text[value.start_mark.index : value.end_mark.index], comment_at(text, key.end_mark.index + 1)
         if isinstance(value, yaml.ScalarNode) or value.flow_style:
             yield Setting(name, " ".join(written.split()), comment_at(text, value.end_mark.index))
-        elif isinstance(value, yaml.MappingNode) and "#" in written:
+        elif isinstance(value, yaml.MappingNode) and (comment or "#" in written):
+            if comment:
+                yield Setting(name, "{...}", comment)
             yield from leaves(value, text, f"{name}.")
         else:  # a block without comments is one setting
             yield Setting(name, "{...}" if isinstance(value, yaml.MappingNode) else "[...]", "")

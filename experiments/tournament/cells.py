@@ -83,9 +83,9 @@ class Arena:
 
     def draw_method(self, method: Method) -> None:
         """Draws a method at its defaults, and what follows from them: as many evaluations, and step by step."""
-        cell = self.plan.defaults(method)
-        folder = self.folder_of(cell)
-        if not self.draw(cell) or not self.plan.league.controls:
+        defaults = self.plan.defaults(method)
+        folder = self.folder_of(defaults)
+        if not self.draw(defaults) or not self.plan.league.controls:
             return
         try:
             if cell := self.of_same_evaluations(method, folder):

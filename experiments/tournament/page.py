@@ -275,11 +275,10 @@ def what_is_beyond(found: Findings, second: Findings | None) -> list[tuple[str, 
 
     Of a second model, which has no controls of its own, it is what that says at the same effective scale.
     """
-    return [
-        (row.method, *(told_beyond(found, second, row, way) for way in (BETTER, WORSE)), ", ".join(lacking(found, row)))
-        for row in found.rows
-        if row.role == "defaults"
-    ]
+    rows = [row for row in found.rows if row.role == "defaults"]
+    better, worse = ([told_beyond(found, second, row, way) for row in rows] for way in (BETTER, WORSE))
+    without = [", ".join(lacking(found, row)) for row in rows]
+    return list(zip([row.method for row in rows], better, worse, without, strict=True))
 
 
 def told_beyond(found: Findings, second: Findings | None, row: Row, way: str) -> str:

@@ -305,7 +305,7 @@ def beyond(found: Findings, row: Row, verdict: str) -> list[str]:
 
     def said(column: Column) -> set[str | None]:
         met = [found.by_place.get((row.cell.name, control, column.name)) for control in BEYOND]
-        return {one and one.verdict for one in met}
+        return {None if one is None else one.verdict for one in met}
 
     return [column.name for column in found.columns if said(column) == {verdict}]
 

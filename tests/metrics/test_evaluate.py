@@ -173,7 +173,10 @@ BAD = {
     "a picture gone": (["-images/00000_1.png"], "unfinished, 5 pictures so far"),
     "no metrics": (["metrics=[]"], "metrics: at least one"),
     "unknown metric": (["metrics=[magic]"], "Could not load 'metrics/magic'"),
-    "no setting": (["+metrics.judge.size=3"], "metrics.judge: "),
+    "no setting": (
+        ["+metrics.judge.size=3"],
+        "metrics.judge.size: experiments.metrics.judge.JudgeMetric has no such setting; it has ",
+    ),
     "no judge": (of("judge", "weights=/no/judge"), "no judge in /no/judge"),
     "batch": (["batch_size=0"], "batch_size=0"),
     "unit": (["bootstrap.unit=seeds"], "bootstrap.unit=seeds"),

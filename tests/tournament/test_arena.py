@@ -536,9 +536,11 @@ def test_beyond_strength_and_price_is_under_each_of_three_controls() -> None:
     cell = Cell(Path(), "mine/defaults", {}, {}, (), None, {})
     row = Row(cell, "defaults", "mine", "defaults", None, None, None, None, None, {})
     found = Findings((row,), tuple(duels), tuple(Column(name, "", "higher") for name in said), None)
-    assert beyond_table(found, None).splitlines()[2:] == ["| mine | both | leak |"]
+    assert beyond_table(found, None).splitlines()[2:] == ["| mine | both | leak |  |"]
     second = replace(found, duels=tuple(one for one in duels if one.control == "effective"))
-    assert beyond_table(found, second).splitlines()[2:] == ["| mine | both (second, too) | leak (second, too) |"]
+    assert beyond_table(found, second).splitlines()[2:] == ["| mine | both (second, too) | leak (second, too) |  |"]
+    without = replace(found, duels=tuple(one for one in duels if one.control != "followed"))
+    assert beyond_table(without, None).splitlines()[2:] == ["| mine |  |  | followed |"]
 
 
 # --- two models -------------------------------------------------------------------------------------------------------

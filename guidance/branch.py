@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import lru_cache
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
@@ -211,7 +212,7 @@ def holds_guidance(value: Any) -> bool:
 
 def check_number(name: str, value: float, most: float = float("inf")) -> None:
     """Raises ValueError unless the value is a finite number from 0 to `most`."""
-    if not isinstance(value, int | float) or not 0 <= value <= most or value == float("inf"):
+    if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= most or value == float("inf"):
         limit = "of at least 0" if most == float("inf") else f"from 0 to {most:g}"
         raise ValueError(f"{name}={value}: must be a finite number {limit}")
 

@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from guidance.branch import Branch
-from guidance.edits import words_of
+from guidance.edits import text_tokens
 from guidance.weak import Against
 from ldm.condition import Conditions
 from samplers.schedule import Step
@@ -24,9 +24,9 @@ class DegradedCondition(Against):
 
     def weak(self, conditions: Conditions, step: Step) -> Branch:
         cond, empty = conditions.cond, conditions.encode("")
-        tokens = words_of(cond)
+        tokens = text_tokens(cond)
         ends = [(spans[0].start, spans[-1].stop) if spans else (1, 0) for spans in cond.spans]  # where EOS follows
         start, stop = torch.tensor(ends, device=tokens.device)[:, :, None].unbind(1)  # [B, 1]
         position = torch.arange(tokens.shape[1], device=tokens.device)
         content = (start <= position) & (position <= stop)
-        return Branch(replace(cond, tokens=torch.where(content[:, :, None], words_of(empty), tokens)))
+        return Branch(replace(cond, tokens=torch.where(content[:, :, None], text_tokens(empty), tokens)))

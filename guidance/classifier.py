@@ -73,7 +73,7 @@ class ClassifierGuided(Wrapper):
     def rows_of(self, condition: Condition, x_t: Tensor) -> Tensor:
         """[B, K], 1 at the classes of each image. Raises Unfit for an image without any."""
         classes = self.classifier.classes
-        named = [self.labels] * len(x_t) if self.labels else [self.in_prompt(row) for row in words_of(condition)]
+        named = [self.labels] * len(x_t) if self.labels else [self.in_prompt(row) for row in prompt_words(condition)]
         if len(named) != len(x_t) or not all(named):
             raise Unfit(f"no class of the classifier stands in a prompt: give labels=[...], of {', '.join(classes)}")
         return torch.tensor([[float(name in row) for name in classes] for row in named], device=x_t.device)
@@ -84,6 +84,6 @@ class ClassifierGuided(Wrapper):
         return [name for name in self.classifier.classes if f" {name.lower()} " in text]
 
 
-def words_of(condition: Condition) -> list[list[str]]:
+def prompt_words(condition: Condition) -> list[list[str]]:
     """The words of each row's prompt, lower-cased."""
     return [[span.word for span in row] for row in condition.spans]

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guidance.branch import Branch, Unfit, Wrapper, check_number, combined
-from guidance.classifier import words_of
+from guidance.classifier import prompt_words
 from guidance.mix import shifted
 from ldm.condition import Conditions
 from samplers.predict import Denoised
@@ -98,7 +98,7 @@ class ClipGuided(Wrapper):
 
     def texts(self, count: int) -> Tensor:
         """The unit vectors [B, D] of the images' prompts."""
-        words = words_of(self.told["now"].cond)
+        words = prompt_words(self.told["now"].cond)
         prompts = (self.prompt,) * count if self.prompt else tuple(" ".join(row) for row in words)
         if len(prompts) != count or not all(prompts):
             raise Unfit("CLIP has no prompt to compare pictures with: give prompt='...'")

@@ -59,10 +59,10 @@ def scale_strongest_score(factor: float, argmax: str = "head") -> AttentionEdit:
 
 def with_zero_token(condition: Condition) -> Condition:
     """The same with one more token, of zeros."""
-    return replace(condition, tokens=F.pad(words_of(condition), (0, 0, 0, 1)))
+    return replace(condition, tokens=F.pad(text_tokens(condition), (0, 0, 0, 1)))
 
 
-def words_of(condition: Condition) -> Tensor:
+def text_tokens(condition: Condition) -> Tensor:
     """The tokens [B, L, D] of a text. Raises Unfit for a condition that is none: a class, or nothing."""
     if condition.tokens is None or condition.tokens.shape[1] == 1:
         raise Unfit("it acts on the words of a prompt, and this model is not told a text")

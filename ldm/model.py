@@ -73,7 +73,7 @@ class LatentDiffusion:
         return next(self.unet.parameters()).dtype
 
     def condition(self, prompts: Sequence[str], sizes: Sizes | None = None) -> Condition:
-        """The U-Net's condition of each prompt: a text, cut to 77 tokens, or a class. Raises Unfit as `check_prompts`.
+        """The U-Net's condition of each prompt: a text, cut to 77 tokens, or a class. Raises what `check_prompts` does.
 
         sizes  of the picture, for networks that are told them; by default those of `config.image_size`
         """
@@ -104,7 +104,12 @@ class LatentDiffusion:
         return sinusoids(torch.tensor(numbers, device=self.device), width).reshape(1, -1)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Raises Unfit for a prompt that the model cannot be told: a class that it does not know, or any at all."""
+        """Raises Unfit for a prompt that the model cannot be told: a class that it does not know, or any at all.
+
+        Raises ValueError for a text in the place of a list of them.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts={prompts!r}: must be a list, with a prompt for each image")
         if isinstance(self.text_encoder, ClassTable):
             self.text_encoder.ids(prompts)
         elif isinstance(self.text_encoder, BoxEncoder):
@@ -136,6 +141,7 @@ class LatentDiffusion:
         def encode(texts: str | Sequence[str]) -> Condition:
             return encoded((texts,) * len(prompts) if isinstance(texts, str) else tuple(texts))
 
+        self.check_prompts(prompts)
         unlike = encode(negative or [""] * len(prompts))
         return Conditions(encode(prompts), unlike, encode, noise, self.autoencoder.decode)
 

@@ -193,7 +193,7 @@ class UNet(nn.Module):
     def embedded(self, t: Tensor, vector: Tensor | None) -> Tensor:
         """The time embedding [B or 1, time_width], with the condition's vector added."""
         if (vector is None) == hasattr(self, "add_embedding"):
-            raise Unfit("a vector is for a U-Net that adds one to its time embedding, which cannot go without")
+            raise Unfit("this U-Net needs a vector beside tokens" if vector is None else "this U-Net takes no vector")
         time = self.time_embedding(t)
         if vector is None:
             return time

@@ -496,6 +496,9 @@ def test_conditions_of_a_model() -> None:
     assert [[span.word for span in row] for row in conditions.cond.spans] == [["a", "red", "fish"], ["cats"]]
     assert torch.equal(conditions.negative.tokens, encoded("", "")) and conditions.negative.spans == ((), ())
     assert torch.equal(model.conditions(["a", "b"], ["", "blurry"]).negative.tokens, encoded("", "blurry"))
+    for reads in (model.condition, model.conditions):
+        with pytest.raises(ValueError, match="prompts='a cat': must be a list"):
+            reads("a cat")
     dog = conditions.encode("a dog")  # shown to every image, and read once
     assert torch.equal(dog.tokens, encoded("a dog", "a dog")) and conditions.encode("a dog") is dog
     assert torch.equal(conditions.encode(["a dog", "a cat"]).tokens, encoded("a dog", "a cat"))

@@ -9,6 +9,7 @@ PY ?= .venv/bin/python
 ICONS ?= icons
 CACHE ?= outputs/cache
 OUT ?= outputs/arena
+PAGE = experiments/results/RESULTS.md
 SCORES = experiments/results/arena.tar.xz
 export OMP_NUM_THREADS = 1
 # as in sweeps.mk
@@ -23,8 +24,8 @@ ZOO = $(if $(WEAK),networks.weak=$(WEAK))
 PARTS = segmentation_free apg tcfg cfg_zero mambo rescale interval pag temperature
 
 arena: $(OUT)/full.done $(OUT)/combined.done $(if $(SECOND),$(OUT)/second.done)
-	$(ARENA) $(ZOO) draw=false out=$(OUT)/full $(if $(SECOND),second=$(OUT)/second)
-	$(PAIRS) draw=false
+	$(ARENA) $(ZOO) draw=false out=$(OUT)/full $(if $(SECOND),second=$(OUT)/second) results=$(PAGE)
+	$(PAIRS) draw=false results=$(PAGE)
 
 $(OUT)/full.%of2: | $(OUT)
 	$(ARENA) $(ZOO) out=$(OUT)/full shard=$*/2

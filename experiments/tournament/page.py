@@ -23,6 +23,7 @@ from experiments.metrics.folders import read
 from experiments.pictures import fit, svg_uri, webp_uri
 from experiments.sweeps.figures import Drawn, handle, in_both
 from experiments.sweeps.folder import Cell
+from experiments.sweeps.tables import with_table
 from experiments.tournament.plan import CFG, Method, entry_of, method_of
 from experiments.tournament.verdicts import (
     BETTER,
@@ -56,7 +57,22 @@ def write_page(out: Path, cfg: DictConfig) -> Path:
     tables = short_table(found, second, str(cfg.frontier[subject][1])), beyond_table(found, second)
     files.write(out / "ranking.md", "\n".join(tables))
     files.write(out / "report.html", render(found, second, told, frontier, list(cfg.frontier[subject])))
+    if cfg.results is not None:
+        into_results(Path(cfg.results), str(cfg.league.name), tables, frontier)
     return out / "report.html"
+
+
+def into_results(page: Path, league: str, tables: tuple[str, str], frontier: Drawn) -> None:
+    """Writes the short tables where a page has marks for this league's, and the figure beside it. Raises UserError."""
+    if not page.is_file():
+        raise UserError(f"results={page}: there is no such page")
+    text = page.read_text(encoding="utf-8")
+    for name, table in zip((f"arena {league}", f"arena {league} beyond"), tables, strict=True):
+        if f"<!-- {name} -->" not in text:
+            raise UserError(f"results={page}: has no mark <!-- {name} -->, ended by <!-- end -->")
+        text = with_table(text, name, table.rstrip())
+    files.write(page, text)
+    files.write(page.parent / f"arena_{league}.svg", frontier.light.decode())
 
 
 def of_second(cfg: DictConfig, methods: Sequence[Method]) -> Findings | None:

@@ -494,6 +494,23 @@ def test_the_page_holds_all_there_is_and_needs_no_network(out: Path) -> None:
     assert "<svg" in (out / "frontier.svg").read_text()
 
 
+def test_the_short_tables_go_into_a_page_of_results(
+    out: Path, enter: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "RESULTS.md"
+    page.write_text(
+        "before\n<!-- arena quick -->\n<!-- end -->\nbetween\n<!-- arena quick beyond -->\nold\n<!-- end -->\n"
+    )
+    assert enter("only=[mine]", "draw=false", f"results={page}") == 0
+    ranking, beyond = (out / "ranking.md").read_text().split("\n\n")
+    tables = f"<!-- arena quick -->\n{ranking}\n<!-- end -->\nbetween\n<!-- arena quick beyond -->\n{beyond}<!-- end -->\n"
+    assert page.read_text() == "before\n" + tables
+    assert (tmp_path / "arena_quick.svg").read_text() == (out / "frontier.svg").read_text()
+    page.write_text("no marks")
+    assert enter("only=[mine]", "draw=false", f"results={page}") == 1
+    assert "has no mark <!-- arena quick -->" in capsys.readouterr().err
+
+
 @pytest.mark.browser
 def test_the_ranking_in_a_browser(out: Path) -> None:
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

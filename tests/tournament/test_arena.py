@@ -503,7 +503,9 @@ def test_the_short_tables_go_into_a_page_of_results(
     )
     assert enter("only=[mine]", "draw=false", f"results={page}") == 0
     ranking, beyond = (out / "ranking.md").read_text().split("\n\n")
-    tables = f"<!-- arena quick -->\n{ranking}\n<!-- end -->\nbetween\n<!-- arena quick beyond -->\n{beyond}<!-- end -->\n"
+    tables = (
+        f"<!-- arena quick -->\n{ranking}\n<!-- end -->\nbetween\n<!-- arena quick beyond -->\n{beyond}<!-- end -->\n"
+    )
     assert page.read_text() == "before\n" + tables
     assert (tmp_path / "arena_quick.svg").read_text() == (out / "frontier.svg").read_text()
     page.write_text("no marks")

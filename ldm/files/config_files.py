@@ -183,7 +183,8 @@ def from_diffusers(jsons: Mapping[str, Json], pad_ids: Mapping[str, int | None],
         settings["unet"] = unet_from_diffusers(parts["unet"], TEXT_2 in texts, f"{where}/unet")
         sample_size = 64 if parts["unet"].get("sample_size") is None else parts["unet"]["sample_size"]
         check("sample_size", sample_size, whole(1, 512), f"{where}/unet")
-        settings["image_size"] = sample_size * 2 ** (len(settings["autoencoder"].channels) - 1)
+        autoencoder = settings.get("autoencoder", AutoencoderConfig())  # there is none of drawings, see `checked`
+        settings["image_size"] = sample_size * 2 ** (len(autoencoder.channels) - 1)
     config = ModelConfig(
         condition=next((told for told, part in TOLD_BY.items() if part in parts), "nothing"),
         text=texts.get("text_encoder", TextEncoderConfig()),

@@ -4,6 +4,7 @@ Reading is strict: every tensor of a file is used exactly once and in its shape,
 else is one ValueError. Files are mapped into memory, and each tensor is copied once, to its place.
 """
 
+import errno
 import json
 import os
 import re
@@ -413,7 +414,9 @@ def from_hub(hub_id: str) -> Path:
         raise ValueError(f"{hub_id}: no such file or folder, and not to be had on the hub: {reason}") from error
     except ValueError as error:
         raise ValueError(f"{hub_id} on the hub: {error}") from None
-    except Exception:  # no network, in whatever words the HTTP library has for it: take what an earlier download left
+    except Exception as error:  # no network, in whatever words: take what an earlier download left
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
         try:
             return Path(huggingface_hub.snapshot_download(hub_id, local_files_only=True))
         except LocalEntryNotFoundError:

@@ -597,7 +597,7 @@ def test_a_second_arena_at_another_scale_is_refused(
 ) -> None:
     other = ["draw=false", "nominal=4", f"out={place / 'at another'}", f"second={place / 'second'}"]
     assert enter("only=[mine]", *other) == 1
-    assert "nominal" in capsys.readouterr().err
+    assert "nominal was 4.0, now is None" in capsys.readouterr().err
 
 
 def test_the_short_table_and_the_page_show_both(both: object, place: Path, out: Path) -> None:

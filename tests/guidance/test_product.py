@@ -100,7 +100,7 @@ AROUND: dict[str, Callable[[Guidance], Guidance]] = {
     "rescale": Rescale,
     "probe": lambda inner: Probe(inner, record(lambda site, weights: None)),
     "scheduled": Scheduled,
-    "dynamic_threshold": DynamicThreshold,
+    "dynamic_threshold": lambda inner: DynamicThreshold(inner, limit=1.0),  # by mimic an x_0 that is cond's stays
     "momentum": Momentum,
     "cads": ConditionAnnealed,
     "pladis": SparseCross,

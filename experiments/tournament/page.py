@@ -230,7 +230,7 @@ def draw_frontier(found: Findings, x: str, y: str) -> Drawn:
         for i, (name, a, b) in enumerate(spots):
             intervals(plot, a, b)
             aside = (1.04, 1 - (i + 0.5) / len(spots))  # names in a column of their own, where none covers another
-            line = {"arrowstyle": "-", "linewidth": 0.4, "color": "C1", "alpha": 0.5}
+            line = {"arrowstyle": "-", "linewidth": 0.4, "color": "C1", "alpha": 0.5, "relpos": (0, 0.5)}
             text: dict[str, Any] = {"color": "C1", "fontsize": 7, "va": "center"}
             plot.annotate(name, (a.value, b.value), aside, textcoords="axes fraction", arrowprops=line, **text)
         plot.set_xlabel(x)

@@ -52,11 +52,14 @@ $(OUT)/%.done: $(OUT)/%.0of2 $(OUT)/%.1of2
 $(OUT):
 	mkdir -p $@
 
+# of cells that are finished: half a cell without its pictures could not go on
 scores:
-	tar --sort=name --owner=0 --group=0 --numeric-owner --mtime=@0 --exclude=images --exclude=own --exclude=other \
+	cd $(OUT) && for cell in */cells/*/*; do test -f $$cell/cell.json || echo $$cell; done > unfinished
+	tar --sort=name --exclude-from=$(OUT)/unfinished --owner=0 --group=0 --numeric-owner --mtime=@0 --exclude=images --exclude=own --exclude=other \
 	  --exclude=.lock --exclude='*.png' --exclude='*.html' --exclude=verdicts.json --exclude='*.svg' --exclude='*.md' \
 	  -C $(OUT) -cf - $(notdir $(wildcard $(OUT)/full $(OUT)/combined $(OUT)/second)) | xz -9 > $(SCORES).part
 	mv $(SCORES).part $(SCORES)
+	rm $(OUT)/unfinished
 
 restore: | $(OUT)
 	tar -C $(OUT) -xf $(SCORES)

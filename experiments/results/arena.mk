@@ -52,7 +52,7 @@ $(OUT)/%.done: $(OUT)/%.0of2 $(OUT)/%.1of2
 $(OUT):
 	mkdir -p $@
 
-# of cells that are finished: half a cell without its pictures could not go on
+# of finished cells alone: the pictures that the others would go on from are not kept
 scores:
 	cd $(OUT) && for cell in */cells/*/*; do test -f $$cell/cell.json || echo $$cell; done > unfinished
 	tar --sort=name --exclude-from=$(OUT)/unfinished --owner=0 --group=0 --numeric-owner --mtime=@0 --exclude=images --exclude=own --exclude=other \

@@ -207,7 +207,7 @@ def evenly(items: Sequence[Any], most: int) -> list[Any]:
 
 @dataclass(frozen=True)
 class Look:
-    """How lines are told apart: by colour for their label, by marker and dash for their measure."""
+    """How lines are told apart: by colour for the label; by marker and dash for the measure, and as colours repeat."""
 
     labels: tuple[str, ...]
     measures: tuple[str, ...]
@@ -217,15 +217,25 @@ class Look:
         return f"C{self.labels.index(line.label) if several else self.measures.index(line.measure)}"
 
     def style(self, line: Line) -> dict[str, Any]:
-        marker = MARKERS[self.measures.index(line.measure) % len(MARKERS)]
-        return {"color": self.colour(line), "marker": marker, "markersize": 4}
+        return {"color": self.colour(line), "marker": MARKERS[self.kind(line) % len(MARKERS)], "markersize": 4}
 
     def dash(self, line: Line) -> Any:
-        return DASHES[self.measures.index(line.measure) % len(DASHES)]
+        return DASHES[self.kind(line) % len(DASHES)]
+
+    def kind(self, line: Line) -> int:
+        """Returns which marker and dash are a line's: those of its measure, and others as the colours repeat."""
+        return self.measures.index(line.measure) + self.repeats(self.labels.index(line.label))
+
+    def repeats(self, label: int) -> int:
+        return label // len(LIGHT) * len(self.measures)
 
     def keys(self, joined: bool) -> list[Line2D]:
         """Returns the legend's entries, with dashes where the points are joined."""
-        keys = [handle(label, f"C{i}", "s", "") for i, label in enumerate(self.labels) if len(self.labels) > 1]
+        keys = []
+        for i, label in enumerate(self.labels if len(self.labels) > 1 else ()):
+            dash = DASHES[self.repeats(i) % len(DASHES)] if joined else ""
+            look = (MARKERS[self.repeats(i) % len(MARKERS)], dash) if len(self.labels) > len(LIGHT) else ("s", "")
+            keys.append(handle(label, f"C{i}", *look))
         names = short(self.measures)
         for i, name in enumerate(names if len(names) > 1 else []):
             colour = matplotlib.rcParams["text.color"] if len(self.labels) > 1 else f"C{i}"

@@ -23,7 +23,18 @@ from experiments.files import write
 from experiments.metrics.measuring import store
 from experiments.pictures import save_png
 from experiments.run.folder import Run
-from experiments.sweeps.figures import ErrorBar, by_step, draw_frontier, draw_lines, frontier, lines, mean_bar
+from experiments.sweeps.figures import (
+    LIGHT,
+    ErrorBar,
+    Line,
+    Look,
+    by_step,
+    draw_frontier,
+    draw_lines,
+    frontier,
+    lines,
+    mean_bar,
+)
 from experiments.sweeps.folder import open_sweep, planned
 from experiments.sweeps.page import rounded, whole, write_page
 
@@ -226,6 +237,16 @@ def test_what_was_not_measured_is_a_gap(tmp_path: Path) -> None:
     plotted = lines(whole(open_sweep(folder)), ["judge/both"])
     assert plotted[0].points[1].at == ErrorBar(None, None, None)
     assert "<svg" in draw_lines(plotted, "scale", "").light.decode()
+
+
+def test_lines_look_different_where_there_are_more_of_them_than_colours() -> None:
+    look = Look(tuple("abcdefghijklmno"), ("judge/both", "clip"))
+    looks = {
+        (look.colour(line)[1:], look.style(line)["marker"], str(look.dash(line)))
+        for line in (Line(label, measure, ()) for label in look.labels for measure in look.measures)
+    }
+    assert len({(int(colour) % len(LIGHT), *other) for colour, *other in looks}) == len(looks) == 30
+    assert len({(int(key.get_color()[1:]) % len(LIGHT), key.get_marker()) for key in look.keys(True)[:15]}) == 15
 
 
 def test_frontier_orders_cells_by_their_effective_scale(sweep: Path) -> None:

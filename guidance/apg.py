@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from guidance.branch import check_number
+from guidance.branch import check_finite, check_number
 from guidance.mix import along, dot
 from samplers.schedule import Step
 
@@ -27,6 +27,9 @@ class AdaptiveProjected:
 
     def __post_init__(self) -> None:
         check_number("threshold", self.threshold)
+        check_finite("eta", self.eta)
+        if not -1 < self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum}: must be a number above -1 and below 1")
 
     def push(self, cond: Tensor, weak: Tensor, scale: float, step: Step) -> Tensor:
         difference = cond - weak + self.momentum * self.memory.get("difference", 0)

@@ -23,7 +23,7 @@ class AttendAndExcite(Wrapper):
     Before a step, x_t goes down the gradient of max over words of 1 - max over patches of the word's cross-attention;
     then `inner` guides from there. One additional pass with a gradient in each of the first steps, and up to `rounds`
     more in those of `refine`. It goes outside all else: what is around it would mix passes at x_t with moved ones.
-    words       lower-cased; None: all of the image's prompt but articles, prepositions and the like
+    words       of any case; None: all of the image's prompt but articles, prepositions and the like
     step_size   of the gradient; falls to sqrt(1/2) of it over the steps
     stop        the share of the steps that are so prepared
     refine      (share, threshold): in the step at that share of all, x_t moves until each word's attention is at the
@@ -47,8 +47,15 @@ class AttendAndExcite(Wrapper):
         check_number("stop", self.stop, most=1)
         if type(self.downscale) is not int or self.downscale < 1:
             raise ValueError(f"downscale={self.downscale}: must be a whole number of at least 1")
-        if any(len(pair) != 2 for pair in self.refine):
-            raise ValueError(f"refine={list(self.refine)}: must be pairs of a share of the steps and a threshold")
+        if type(self.rounds) is not int or self.rounds < 0:
+            raise ValueError(f"rounds={self.rounds}: must be a whole number of at least 0")
+        if not all(len(pair) == 2 and all(0 <= value <= 1 for value in pair) for pair in self.refine):
+            raise ValueError(
+                f"refine={list(self.refine)}: must be pairs of a share of the steps and a threshold, each from 0 to 1"
+            )
+        if self.words is not None:
+            assert not isinstance(self.words, str), f"words={self.words!r}: must be a list of words"
+            object.__setattr__(self, "words", tuple(word.lower() for word in self.words))
 
     def acts(self, step: Step) -> bool:
         return step.stage == 0 and step.i < self.stop * step.n

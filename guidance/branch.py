@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from guidance.edits import changing
 from ldm.attention import Edit
 from ldm.condition import Condition, Conditions, Unfit, stack
-from samplers.predict import Denoise, Denoised, Predict
+from samplers.predict import Denoise, Denoised, Predict, output_of, prediction_in, prediction_of, x_0_of
 from samplers.schedule import Step
 
 
@@ -41,9 +42,10 @@ class Guidance(Protocol):
     Two further methods are optional, and `Wrapper` forwards them:
       more(conditions, x_0, x_t, step) -> branches of a further round, which depend on the estimates so far, until empty
       plan(steps) -> the prompt of each step, None for the image's own; raises ValueError where the steps do not fit
-    `space = "eps"` says that `combine` receives and returns eps in the place of x_0: for formulas whose weights do not
-    sum to one. A guidance that remembers is a dataclass with fields of init=False: `guided` begins with them empty, and
-    they are written in stage 0 alone. What it records for its owner is a field of init=True, which is shared.
+    `space = "eps"` says that `combine` receives and returns eps in the place of x_0, and "output" what the network
+    predicts: for formulas whose weights do not sum to one. A guidance that remembers is a dataclass with fields of
+    init=False: `guided` begins with them empty, and they are written in stage 0 alone. What it records for its owner is
+    a field of init=True, which is shared.
     """
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
@@ -86,13 +88,13 @@ def plan(guidance: Guidance, steps: Sequence[Step]) -> list[str | None]:
 
 def combined(guidance: Guidance, x_0: dict[str, Tensor], x_t: Tensor, step: Step) -> Denoised:
     """What a guidance makes of its passes, whatever its space and whatever it returns."""
-    space = getattr(guidance, "space", "x_0")
-    assert space in ("x_0", "eps"), f"{type(guidance).__name__}.space is '{space}': must be x_0 or eps"
-    if space == "x_0":
-        out = guidance.combine(x_0, x_t, step)
-        return out if isinstance(out, Denoised) else Denoised(out, step.now.eps(x_t, out))
-    out = guidance.combine({name: step.now.eps(x_t, estimate) for name, estimate in x_0.items()}, x_t, step)
-    return out if isinstance(out, Denoised) else Denoised(step.now.x_0(x_t, out), out)
+    now, prediction = step.now, prediction_in(getattr(guidance, "space", "x_0"), step)
+    seen = {name: output_of(estimate, prediction, x_t, now) for name, estimate in x_0.items()}
+    out = guidance.combine(seen, x_t, step)
+    if isinstance(out, Denoised):
+        return out
+    guided = x_0_of(out, prediction, x_t, now)
+    return Denoised(guided, out if prediction == "eps" else now.eps(x_t, guided))
 
 
 def guided(
@@ -113,6 +115,7 @@ def guided(
     Raises Unfit for a branch of a network that is not there, and ValueError for one of more rows than max_batch.
     """
     by_name = networks if isinstance(networks, Mapping) else {"main": networks}
+    prediction = prediction_of(by_name["main"])
     guidance = begun_anew(guidance)
 
     @lru_cache(maxsize=8)
@@ -147,6 +150,7 @@ def guided(
         return {name: x_0[name] for name in branches}
 
     def denoise(x_t: Tensor, step: Step) -> Denoised:
+        step = replace(step, prediction=prediction)
         leaf, x_0 = x_t, dict[str, Tensor]()
         branches = guidance.branches(conditions, step)
         check_apart(branches)
@@ -168,7 +172,7 @@ def check_apart(branches: Mapping[str, Branch]) -> None:
     """Raises Unfit for a pass beside "cond" of a network that is told nothing, and so differs from it in nothing."""
     told = branches["cond"].condition
     for name, branch in branches.items():
-        plain = not branch.edits and branch.network == "main" and branch.t is None and branch.x_t is None
+        plain = not changing(branch.edits) and branch.network == "main" and branch.t is None and branch.x_t is None
         untold = branch.condition.tokens is None and branch.condition.vector is None
         if name != "cond" and plain and untold and branch.condition.channels is told.channels:
             raise Unfit(
@@ -215,6 +219,12 @@ def check_number(name: str, value: float, most: float = float("inf")) -> None:
     if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= most or value == float("inf"):
         limit = "of at least 0" if most == float("inf") else f"from 0 to {most:g}"
         raise ValueError(f"{name}={value}: must be a finite number {limit}")
+
+
+def check_finite(name: str, value: float) -> None:
+    """Raises ValueError unless the value is a finite number, of either sign."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not abs(value) < float("inf"):
+        raise ValueError(f"{name}={value}: must be a finite number")
 
 
 def check_once(guidance: Wrapper) -> None:

@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 
+import torch
 from torch import Tensor
 
 from guidance.branch import Branch, Wrapper, check_number
@@ -47,21 +48,26 @@ class ConditionAnnealed(Wrapper):
         if gamma == 1:
             return conditions
 
-        def noised(value: Tensor | None, key: str) -> Tensor | None:
+        def noise(keys: str | Sequence[str], kind: str, shape: tuple[int, ...]) -> Tensor:
+            if isinstance(keys, str):
+                return conditions.noise(f"cads {step.i}.{step.stage} {keys} {kind}", shape)
+            return torch.stack([noise(key, kind, shape)[row] for row, key in enumerate(keys)])
+
+        def noised(value: Tensor | None, keys: str | Sequence[str], kind: str) -> Tensor | None:
             if value is None:
                 return None
-            n = conditions.noise(f"cads {step.i}.{step.stage} {key}", tuple(value.shape[1:])).to(value.dtype)
+            n = noise(keys, kind, tuple(value.shape[1:])).to(value.dtype)
             y, over = sqrt(gamma) * value + self.strength * sqrt(1 - gamma) * n, tuple(range(1, value.ndim))
-            standard = (y - y.mean(over, keepdim=True)) / y.std(over, keepdim=True).clamp(min=1e-12)
+            standard = (y - y.mean(over, keepdim=True)) / y.std(over, keepdim=True).clamp(min=torch.finfo(y.dtype).tiny)
             scaled = standard * value.std(over, keepdim=True) + value.mean(over, keepdim=True)
             return self.psi * scaled + (1 - self.psi) * y
 
-        def of(condition: Condition, key: str) -> Condition:
-            tokens, vector = noised(condition.tokens, f"{key} tokens"), noised(condition.vector, f"{key} vector")
+        def of(condition: Condition, keys: str | Sequence[str]) -> Condition:
+            tokens, vector = noised(condition.tokens, keys, "tokens"), noised(condition.vector, keys, "vector")
             return replace(condition, tokens=tokens, vector=vector)
 
         def encode(prompts: str | Sequence[str]) -> Condition:
-            return of(conditions.encode(prompts), str(prompts))
+            return of(conditions.encode(prompts), prompts)
 
         cond, negative = of(conditions.cond, "cond"), of(conditions.negative, "negative")
         return replace(conditions, cond=cond, negative=negative, encode=encode)

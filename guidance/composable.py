@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from guidance.branch import Branch, check_number
+from guidance.branch import Branch, check_finite, check_number
 from guidance.mix import along
 from ldm.condition import Conditions
 from samplers.schedule import Step
@@ -21,12 +21,16 @@ class Part:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompt", str(self.prompt))  # YAML reads a class 7 as a number
+        check_finite("weight", self.weight)
 
 
 def parts(name: str, given: Sequence[Part | Mapping[str, Any]]) -> tuple[Part, ...]:
-    """Parts given as such or as mappings of their fields. Raises ValueError if there is none."""
+    """Parts given as such or as mappings of their fields. Raises ValueError if there is none, or one of others."""
     if not given:
         raise ValueError(f"{name} is empty: name at least one {{prompt: ..., weight: ...}}")
+    for part in given:
+        if not isinstance(part, Part) and set(part) != {"prompt", "weight"}:
+            raise ValueError(f"{name}: each has a prompt and a weight, and one has {', '.join(map(str, part))}")
     return tuple(part if isinstance(part, Part) else Part(**part) for part in given)
 
 

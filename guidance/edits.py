@@ -47,14 +47,13 @@ def scale_strongest_score(factor: float, argmax: str = "head") -> AttentionEdit:
     weights, and takes no part. BOS is no candidate.
     """
 
-    def function(weights: Tensor, site: Site) -> Tensor:
-        logs = weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
+    def function(logs: Tensor, site: Site) -> Tensor:
         scores = logs[..., :-1] - logs[..., -1:]
         k_star = strongest(scores, argmax)
         scores = scores.scatter(-1, k_star, factor * scores.gather(-1, k_star))
-        return torch.cat([scores.softmax(dim=-1), torch.zeros_like(weights[..., -1:])], dim=-1)
+        return torch.cat([scores.softmax(dim=-1), torch.zeros_like(logs[..., -1:])], dim=-1)
 
-    return AttentionEdit(function)
+    return AttentionEdit(function, logs=True)
 
 
 def with_zero_token(condition: Condition) -> Condition:

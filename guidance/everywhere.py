@@ -92,11 +92,10 @@ class AttentionTemperature(Everywhere):
             raise ValueError(f"kind='{self.kind}': must be self or cross")
 
     def edits(self) -> tuple[Edit, ...]:
-        def function(weights: Tensor, site: Site) -> Tensor:
-            scores = weights.clamp(min=torch.finfo(weights.dtype).tiny).log()
+        def function(scores: Tensor, site: Site) -> Tensor:
             return (scores / self.temperature).softmax(dim=-1)
 
-        return (only_at(self.layers, AttentionEdit(function, lambda site: site.kind == self.kind)),)
+        return (only_at(self.layers, AttentionEdit(function, lambda site: site.kind == self.kind, logs=True)),)
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,10 @@ class FreeU(Everywhere):
     b2: float = 1.6
     s1: float = 0.9
     s2: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("b1", "b2", "s1", "s2"):
+            check_number(name, getattr(self, name))
 
     def edits(self) -> tuple[Edit, ...]:
         levels = [("up_blocks.0.", self.b1, self.s1), ("up_blocks.1.", self.b2, self.s2)]

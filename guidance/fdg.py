@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
+from guidance.branch import check_finite
 from guidance.filters import BINOMIAL, check_grid, smooth
 from guidance.mix import along
 from samplers.schedule import Step
@@ -28,6 +29,9 @@ class FrequencyDecoupled:
     def __post_init__(self) -> None:
         if not self.shares:
             raise ValueError("shares is empty: there is one for each level, at least one")
+        for share in self.shares:
+            check_finite("shares", share)
+        check_finite("parallel", self.parallel)
 
     def push(self, cond: Tensor, weak: Tensor, scale: float, step: Step) -> Tensor:
         levels = zip(pyramid(cond - weak, len(self.shares)), pyramid(cond, len(self.shares)), strict=True)

@@ -3,25 +3,26 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from guidance.branch import check_number
-from guidance.mix import dot
+from guidance.mix import check_space, dot
 from samplers.schedule import Step
 
 
 @dataclass(frozen=True)
 class MagnitudeAware:
-    """The rule of MAMBO-G (Zhu et al. 2025, arXiv 2508.03442), in eps: less guidance where passes differ; two passes.
+    """The rule of MAMBO-G (Zhu et al. 2025, arXiv 2508.03442): less guidance where passes differ; two passes.
 
-    u + (1 + (g - 1) exp(-alpha |d| / |u|)) d, with d = c - u and the norms of each image: early, where d is long beside
-    the weak estimate, next to nothing is added.
-    alpha  0 is linear. The authors' 8, at scale 10 and inside a full rescale, is for a rectified flow, whose u is a
-           velocity
+    u + (1 + (g - 1) exp(-alpha |d| / |u|)) d, with d = c - u and the norms of each image.
+    alpha  0 is linear. The authors' 8, at scale 10 and inside a full rescale, is for a rectified flow
+    space  "output", what the network predicts. A velocity, or v, differs most early, where next to nothing is added
+           then, which is the method's idea; eps differs most late, and damps there
     """
 
     alpha: float = 8.0
-    space = "eps"
+    space: str = "output"
 
     def __post_init__(self) -> None:
         check_number("alpha", self.alpha)
+        check_space("space", self.space)
 
     def push(self, cond: Tensor, weak: Tensor, scale: float, step: Step) -> Tensor:
         difference = cond - weak

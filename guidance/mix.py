@@ -5,14 +5,15 @@ from typing import Protocol
 
 from torch import Tensor
 
-from samplers.predict import Denoised
+from samplers.predict import SPACES, Denoised, output_of, prediction_in, x_0_of
 from samplers.schedule import Step
 
 
 class Mix(Protocol):
     """A rule that pushes the conditional estimate away from a weaker one, whatever pass that is of.
 
-    space  "x_0" or "eps": what `push` receives and returns. Linear rules read the same in both
+    space  what `push` receives and returns: "x_0", "eps", or "output", what the network itself predicts (eps, v, or a
+           flow's velocity), as references that know one kind of network do. Linear rules read the same in all
     A rule that remembers is a dataclass with fields of init=False, as a guidance is: it begins anew with each sampling,
     and writes in stage 0 alone.
     """
@@ -38,15 +39,19 @@ def mixed(mix: Mix, cond: Tensor, weak: Tensor, scale: float, x_t: Tensor, step:
 
     Where no signal is left, eps says nothing of x_0: there a rule in eps is linear.
     """
-    now = step.now
+    prediction = prediction_in(mix.space, step)
     if scale == 1:
         return cond
-    assert mix.space in ("x_0", "eps"), f"{type(mix).__name__}.space is '{mix.space}': must be x_0 or eps"
-    if mix.space == "x_0":
-        return mix.push(cond, weak, scale, step)
-    if not now.signal:
+    if prediction == "eps" and not step.now.signal:
         return Linear().push(cond, weak, scale, step)
-    return now.x_0(x_t, mix.push(now.eps(x_t, cond), now.eps(x_t, weak), scale, step))
+    strong, weaker = (output_of(x_0, prediction, x_t, step.now) for x_0 in (cond, weak))
+    return x_0_of(mix.push(strong, weaker, scale, step), prediction, x_t, step.now)
+
+
+def check_space(name: str, space: str) -> None:
+    """Raises ValueError unless a rule can be computed there."""
+    if space not in SPACES:
+        raise ValueError(f"{name}={space}: must be x_0, eps or output")
 
 
 def shifted(out: Denoised, by: Tensor, step: Step) -> Denoised:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Perturbed(Wrapper):
     scale: float = 3.0
     layers: Sequence[str] = ("mid_block",)
     mix: Mix = Linear()
+    logs: ClassVar[bool] = False  # whether `edit` receives the weights' logarithms
 
     def __post_init__(self) -> None:
         check_number("scale", self.scale)
@@ -43,7 +45,7 @@ class Perturbed(Wrapper):
         branches = super().branches(conditions, step)
         if not self.scale:
             return branches
-        edit = only_at(self.layers, AttentionEdit(self.edit, lambda site: site.kind == "self"))
+        edit = only_at(self.layers, AttentionEdit(self.edit, lambda site: site.kind == "self", logs=self.logs))
         cond = branches["cond"]
         perturbed = replace(cond, edits=(*changing(cond.edits), edit), gradient=False)
         return {**branches, type(self).__name__: perturbed}
@@ -73,24 +75,24 @@ class SmoothedEnergy(Perturbed):
     """Smoothed energy guidance, SEG (Hong 2024, arXiv 2408.00760): self-attention's queries are blurred.
 
     u + w (c - u) + s (c - p), linear, so in any space; three passes, two without classifier-free guidance. Scores are
-    linear in the queries, so blurring the logarithms of the weights over the grid of queries is the same.
+    linear in the queries, so blurring them, or the logarithms of the weights, over the grid of queries is the same.
     sigma  of the Gaussian, in patches, cut off at 3 sigma and at the grid: 0 changes nothing, infinity is the mean of
            all queries. The author's code takes infinity, s 3, in the mid block, for SDXL
     """
 
     sigma: float = math.inf
+    logs = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.sigma >= 0:
             raise ValueError(f"sigma={self.sigma}: must be a number of at least 0")
 
-    def edit(self, weights: Tensor, site: Site) -> Tensor:
+    def edit(self, scores: Tensor, site: Site) -> Tensor:
         if self.sigma == 0:
-            return weights
-        scores = weights.clamp(min=torch.finfo(weights.dtype).tiny).log()  # up to a constant of each query
+            return scores.exp()
         if self.sigma == math.inf:
-            return scores.mean(dim=2, keepdim=True).softmax(dim=-1).expand_as(weights)
+            return scores.mean(dim=2, keepdim=True).softmax(dim=-1).expand_as(scores)
         grid = scores.transpose(2, 3).unflatten(3, (site.height, site.width)).flatten(1, 2)  # [B, H L, h, w]
         blurred = smooth(grid, self.kernel(site.height), self.kernel(site.width))
         return blurred.flatten(2).reshape(scores.mT.shape).mT.softmax(dim=-1)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from guidance.branch import Branch, Unfit, check_number
-from guidance.edits import check_bos, is_small, record
+from guidance.edits import LARGEST_MAP, check_bos, is_small, record
 from guidance.filters import SOFT, smooth
 from guidance.mix import Linear, Mix, mixed
 from ldm.attention import AttentionEdit, Site
@@ -22,7 +22,8 @@ class SemanticAware:
     eps alike; two passes. A region is the patches of one token: cross-attention of the conditional pass, spread by its
     self-attention A as (A + 3 A^2) / 4, as the authors' code does it (their text has powers up to 4), smoothed and
     divided by its mean. The foreground is where, in the negative pass, other tokens than BOS win.
-    finest, coarsest  maps of layers with 1/4 to 1/8 of the latent's side are used, in the authors' code
+    finest, coarsest  maps of layers with 1/4 to 1/8 of the latent's side are used, in the authors' code; never those of
+                      more than 1024 patches, for the memory's sake
     least, most       bounds of r; and g r stays below `ceiling`. Tuned for Stable Diffusion 1 and 2 at scale 7.5
     mix               the rule that applies the difference, before r does; linear is the paper's
     """
@@ -40,6 +41,7 @@ class SemanticAware:
 
     def __post_init__(self) -> None:
         check_number("scale", self.scale)
+        check_number("ceiling", self.ceiling)
         if not 0 <= self.least <= self.most:
             raise ValueError(f"least={self.least}, most={self.most}: must be 0 <= least <= most")
 
@@ -67,8 +69,9 @@ class SemanticAware:
         tokens = regions(self.spread("cond", x_t), x_t)
         by_bos = [torch.stack([m[:, 0], m[:, 1:].sum(dim=1)], dim=1) for m in self.spread("negative", x_t)]
         foreground = regions(by_bos, x_t)[:, 1:]
+        highest = self.ceiling / self.scale if self.scale else self.most
         ratio = averages(magnitude, foreground) / (averages(magnitude, tokens) + 1e-8)  # [B, L, 1, 1]
-        r = (ratio * tokens).sum(dim=1, keepdim=True).clamp(self.least, self.most).clamp(max=self.ceiling / self.scale)
+        r = (ratio * tokens).sum(dim=1, keepdim=True).clamp(self.least, self.most).clamp(max=highest)
         guided = mixed(self.mix, x_0["cond"], x_0["negative"], self.scale, x_t, step)
         return torch.lerp(x_0["negative"], guided, smooth(r, SOFT))
 
@@ -80,7 +83,8 @@ class SemanticAware:
             if owner == name and site.kind == "cross" and self.finest <= x_t.shape[2] / site.height <= self.coarsest
         ]
         if not layers:
-            raise Unfit(f"finest={self.finest}, coarsest={self.coarsest}: the network has no attention so coarse")
+            bounds = f"finest={self.finest}, coarsest={self.coarsest}"
+            raise Unfit(f"{bounds}: the network has no attention so coarse, of up to {LARGEST_MAP} patches")
         grid = max((site.height, site.width) for site, _, _ in layers)
         out = []
         for site, A, cross in layers:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from guidance.branch import Branch, Wrapper, combined
+from guidance.branch import Branch, Wrapper, check_number, combined
 from ldm.condition import Conditions
 from samplers.predict import Denoised
 from samplers.schedule import Step
@@ -24,6 +24,10 @@ class Ramp:
     end: float = 2.0
     least: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_number("end", self.end)
+        check_number("least", self.least)
+
     def __call__(self, step: Step) -> float:
         return max(self.least, self.end * step.i / step.n)
 
@@ -33,6 +37,9 @@ class Cosine:
     """Rises as 1 - cos(pi i / S) from 0 to 2 (Wang et al. 2024, arXiv 2404.13040). Never below `least`."""
 
     least: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("least", self.least)
 
     def __call__(self, step: Step) -> float:
         return max(self.least, 1 - math.cos(math.pi * step.i / step.n))
@@ -50,7 +57,7 @@ class Beta:
 
     def __post_init__(self) -> None:
         for name in ("a", "b"):
-            if not getattr(self, name) >= 1:
+            if not 1 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1, for the density to be finite")
 
     def __call__(self, step: Step) -> float:
@@ -89,6 +96,10 @@ class Scheduled(Wrapper):
     """
 
     curve: Curve = Ramp()
+
+    def __post_init__(self) -> None:
+        if not callable(self.curve):
+            raise ValueError(f"curve={self.curve}: must be a curve, a number for each step")
 
     def branches(self, conditions: Conditions, step: Step) -> dict[str, Branch]:
         branches = super().branches(conditions, step)

@@ -1,7 +1,7 @@
 """Attention, and the one place where its softmax weights can be seen or changed.
 
-Letters of shapes: B rows (branches x images), K branches, H heads, P query patches, L keys (P for self-attention, the
-77 tokens for cross-attention), C channels, c channels of one head.
+Letters of shapes: B rows (branches x images), K branches, H heads, P query patches, L keys (patches, or the 77 tokens),
+C channels, c channels of one head.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,15 +40,16 @@ class AttentionEdit:
     """A function of the attention weights of one branch, and the sites where it acts.
 
     `function(weights, site)` receives the post-softmax weights [B/K, H, P, L] in float32 and returns weights of the
-    same shape, new ones or these, written into; rows need not sum to one. Token spans that it needs are arguments of
-    whoever builds it (see `Condition`). At sites where `where` is false, and in branches without an edit, the fused
-    attention runs.
+    same shape, new ones or these, written into; rows need not sum to one. Where `where` is false, and in branches
+    without an edit, the fused attention runs.
     observes  the function only looks, and what it returns is ignored: the fused attention's result is kept
+    logs      it receives the weights' logarithms, which are the scores up to a constant of each query
     """
 
     function: Callable[[Tensor, Site], Tensor | None]
     where: Callable[[Site], bool] = is_cross
     observes: bool = False
+    logs: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, site: Site, edits: AttentionEdits) -
 
 
 def check_cross(edits: AttentionEdits, layers: Sequence[str], tokens: Tensor | None) -> None:
-    """Raises Unfit for an edit that would act on cross-attention alone, where there is nothing to attend to.
+    """Raises Unfit for an edit of cross-attention alone, at layers of these dotted names, with nothing to attend to.
 
-    layers  the dotted names of the network's attention layers
-    tokens  of the condition [B, L, D]: the weight of a single one is 1, whatever its score
+    Of one of the condition's tokens [B, L, D] the weight is always 1.
     """
     if tokens is not None and tokens.shape[1] > 1:
         return
@@ -107,12 +107,14 @@ def check_cross(edits: AttentionEdits, layers: Sequence[str], tokens: Tensor | N
 
 def edited(q: Tensor, k: Tensor, site: Site, edits: Sequence[AttentionEdit]) -> Tensor:
     """One branch's attention weights [B, H, P, L] in float32 after its edits, each seeing what those before it left."""
-    weights = (q.float() @ k.float().mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+    scores, changed = q.float() @ k.float().mT * q.shape[-1] ** -0.5, None
+    weights = scores.softmax(dim=-1)
     for edit in edits:
+        given = weights if not edit.logs else scores.log_softmax(-1) if changed is None else weights.clamp(1e-37).log()
         if edit.observes:
-            edit.function(weights.clone() if len(edits) > 1 else weights, site)  # a later edit may write in place
+            edit.function(given.clone() if len(edits) > 1 else given, site)  # a later edit may write in place
             continue
-        changed = edit.function(weights, site)
+        changed = edit.function(given, site)
         assert changed is not None, f"the edit at {site.name} returned no weights"
         weights = changed
     return weights

@@ -114,10 +114,7 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Images [B, 3, H, W] in [-1, 1] to latents [B, latent_channels, h, w] of about unit variance, and back.
-
-    Both are taken in any dtype, and computed in that of the weights.
-    """
+    """Images [B, 3, H, W] in [-1, 1] to latents [B, latent_channels, h, w] of unit variance or so, and back."""
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()

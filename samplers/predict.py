@@ -1,6 +1,7 @@
-"""From what a network predicts to the clean estimate: the one place where the two meet."""
+"""From what a network predicts to the clean estimate, and back: the one place where the two meet."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from samplers.schedule import Level, Step
 
 PREDICTIONS = ("eps", "v", "x0", "flow")
+SPACES = ("x_0", "eps", "output")  # in which a formula of guidance is computed
 
 Network = Callable[..., Tensor]  # (x_t, t, condition, edits) -> prediction, in any dtype
 Predict = Callable[..., Tensor]  # (x_t, level, condition, edits=(), t=None) -> x_0, in float32
@@ -35,24 +37,55 @@ def as_x_0(network: Network, prediction: str) -> Predict:
     """
     if prediction not in PREDICTIONS:
         raise ValueError(f"prediction '{prediction}' is none of {', '.join(PREDICTIONS)}")
+    return Predictor(network, prediction)
 
-    def predict(
-        x_t: Tensor, level: Level, condition: Any, edits: Sequence[Any] = (), t: float | Tensor | None = None
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network that returns x_0, and what it was trained to predict."""
+
+    network: Network
+    prediction: str
+
+    def __call__(
+        self, x_t: Tensor, level: Level, condition: Any, edits: Sequence[Any] = (), t: float | Tensor | None = None
     ) -> Tensor:
-        out = network(x_t, level.t if t is None else t, condition, edits).to(
-            torch.promote_types(x_t.dtype, torch.float32)
-        )
-        if prediction == "v":
-            return (level.signal * x_t - level.noise * out) / (level.signal**2 + level.noise**2)
-        if prediction == "flow":
-            return (x_t - level.noise * out) / (level.signal + level.noise)
-        return out if prediction == "x0" else level.x_0(x_t, out)
+        out = self.network(x_t, level.t if t is None else t, condition, edits)
+        return x_0_of(out.to(torch.promote_types(x_t.dtype, torch.float32)), self.prediction, x_t, level)
 
-    return predict
+
+def prediction_of(predict: Predict) -> str:
+    """What the network behind a `Predict` was trained to predict; eps where it does not say."""
+    return getattr(predict, "prediction", "eps")
+
+
+def x_0_of(out: Tensor, prediction: str, x_t: Tensor, level: Level) -> Tensor:
+    """The clean estimate of a network's output. Raises ValueError for eps at a level without signal."""
+    if prediction == "v":
+        return (level.signal * x_t - level.noise * out) / (level.signal**2 + level.noise**2)
+    if prediction == "flow":
+        return (x_t - level.noise * out) / (level.signal + level.noise)
+    return out if prediction == "x0" else level.x_0(x_t, out)
+
+
+def output_of(x_0: Tensor, prediction: str, x_t: Tensor, level: Level) -> Tensor:
+    """The output of a network whose clean estimate is x_0: the inverse of `x_0_of`."""
+    if prediction == "x0":
+        return x_0
+    eps = level.eps(x_t, x_0)
+    if prediction == "v":
+        return level.signal * eps - level.noise * x_0
+    return eps if prediction == "eps" else eps - x_0
+
+
+def prediction_in(space: str, step: Step) -> str:
+    """The prediction whose values a formula in this space reads: for "output", that of the network itself."""
+    assert space in SPACES, f"space '{space}': must be {', '.join(SPACES)}"
+    return {"x_0": "x0", "eps": "eps", "output": step.prediction}[space]
 
 
 def target(prediction: str, x_0: Tensor, eps: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
-    """What a network of this prediction learns: the inverse of `as_x_0`. signal and noise [B] broadcast to [B, ...]."""
+    """What a network of this prediction learns: `output_of` at a level for each row, signal and noise [B]."""
     rows = (len(x_0), *[1] * (x_0.ndim - 1))
     if prediction == "v":
         return signal.to(x_0.dtype).reshape(rows) * eps - noise.to(x_0.dtype).reshape(rows) * x_0

@@ -69,7 +69,8 @@ class Level:
 class Step:
     """Step i of n, from the level `now` to the level `to`.
 
-    stage  0; 1 for the second evaluation of a method that makes two: replace(step, now=step.to, stage=1)
+    stage       0; 1 for the second evaluation of a method that makes two: replace(step, now=step.to, stage=1)
+    prediction  what the network that is guided predicts, "eps", "v", "x0" or "flow": `guided` tells a guidance
     """
 
     i: int
@@ -77,6 +78,7 @@ class Step:
     now: Level
     to: Level
     stage: int = 0
+    prediction: str = "eps"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from ldm import LatentDiffusion
 from ldm.condition import Sizes
 from ldm.svg.drawing import to_svg
 from samplers import ImageNoise, KeyedNoise, Step
-from samplers.predict import Predict
+from samplers.predict import Predict, prediction_of
 
 Record = dict[str, Any]
 
@@ -235,6 +235,10 @@ class Counted:
 
     predict: Predict
     rows: int = 0
+
+    @property
+    def prediction(self) -> str:
+        return prediction_of(self.predict)
 
     def __call__(self, x_t: Tensor, *others: Any) -> Tensor:
         self.rows += len(x_t)

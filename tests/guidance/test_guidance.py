@@ -4,16 +4,28 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from small import CONDITIONS, NOISE, PROMPTS, STEPS, denoised, networks, passes, relative, run, told
 from torch import Tensor
 
-from guidance import Branch, ClassifierFree, Interval, Multistage, Probe, Rescale, SegmentationFree, Stage, guided
+from guidance import (
+    Branch,
+    ClassifierFree,
+    Interval,
+    Multistage,
+    OptimizedScale,
+    Probe,
+    Rescale,
+    SegmentationFree,
+    Stage,
+    guided,
+)
 from guidance.branch import Guidance, plan
 from guidance.edits import leave_out, only_at, record, scale_strongest
 from ldm.attention import AttentionEdit, Edits, Site
 from ldm.condition import Condition, Conditions, Span
 from ldm.unet import UNet
-from samplers import Flow, Level, Schedule, Step
+from samplers import Flow, Level, Schedule, Step, as_x_0
 
 
 def eps_of(unet: UNet, guidance: Guidance, step: Step = STEPS[0], conditions: Conditions = CONDITIONS) -> Tensor:
@@ -306,9 +318,30 @@ def test_rescale_gives_the_conditional_deviation(unet: UNet) -> None:
     assert abs(ratio[0].mean() - ratio[1].mean()) > 1e-6
 
 
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0", "flow"])
+def test_rescale_is_diffusers_function_of_what_the_network_predicts(unet: UNet, prediction: str) -> None:
+    step = (Flow() if prediction == "flow" else Schedule()).steps(10)[2]
+    predict = as_x_0(unet, prediction)
+    cond, negative = (unet(NOISE, step.now.t, part) for part in (CONDITIONS.cond, CONDITIONS.negative))
+    out = guided(predict, Rescale(ClassifierFree(7.5), phi=0.7), CONDITIONS)(NOISE, step)
+    theirs = rescale_noise_cfg(negative + 7.5 * (cond - negative), cond, 0.7)
+    assert relative(out.x_0, as_x_0(lambda *_: theirs, prediction)(NOISE, step.now, None)) < 1e-5
+    assert relative(step.now.x_t(*out), NOISE) < 1e-6
+    in_eps = guided(predict, Rescale(ClassifierFree(7.5), 0.7, "eps"), CONDITIONS)(NOISE, step)
+    assert (relative(in_eps.x_0, out.x_0) < 1e-5) is (prediction == "eps")
+
+
+def test_rescale_leaves_what_has_no_deviation(unet: UNet) -> None:
+    """Not even rounding of it."""
+    nothing = ClassifierFree(3, OptimizedScale(zero_steps=1))
+    plain, rescaled = (denoised(unet, one).eps for one in (nothing, Rescale(nothing)))
+    assert plain.abs().max() < 1e-5 and rescaled.abs().max() < 1e-5
+
+
 def test_rescale_changes_nothing_where_no_signal_is_left() -> None:
     """There eps is x_t, whatever the estimates of x_0 are."""
     (step, *_) = Flow().steps(4)
+    assert step.prediction == "eps"
     x_0 = {"cond": torch.randn(2, 3), "negative": torch.randn(2, 3)}
     x_t = torch.randn(2, 3)
     out = Rescale(ClassifierFree(3), phi=1.0).combine(x_0, x_t, step)

@@ -11,7 +11,7 @@ from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer, normal
 from diffusers.guiders.magnitude_aware_guidance import mambo_guidance as magnitude_aware
 from diffusers.guiders.tangential_classifier_free_guidance import normalized_guidance as tangential
 from scipy.ndimage import convolve1d
-from small import CONDITIONS, FOUR, NOISE, SHAPE, STEPS, denoised, relative, run
+from small import CONDITIONS, FOUR, NOISE, SHAPE, STEPS, relative, run
 from torch import Tensor
 
 from guidance import (
@@ -28,11 +28,13 @@ from guidance import (
     SpatiallyAdaptive,
     Stage,
     Tangential,
+    guided,
 )
 from guidance.branch import begun_anew
 from guidance.mix import mixed
 from ldm.unet import UNet
-from samplers import Flow
+from samplers import Flow, as_x_0, ddim
+from samplers.predict import PREDICTIONS
 
 RULES: dict[str, Mix] = {
     "linear": Linear(),
@@ -198,26 +200,47 @@ def test_linear_rules_read_the_same_in_both_spaces() -> None:
         assert relative(a, b) < 1e-5
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 @each_rule
-def test_a_rule_sees_the_estimates_in_its_own_space(unet: UNet, rule: Mix) -> None:
+def test_a_rule_sees_the_estimates_in_its_own_space(unet: UNet, rule: Mix, prediction: str) -> None:
+    """In "output", those are the very outputs of a network, whatever it predicts."""
     step, guidance = STEPS[6], ClassifierFree(3, rule)
-    eps = [unet(NOISE, step.now.t, part) for part in (CONDITIONS.cond, CONDITIONS.negative)]
-    out = denoised(unet, guidance, step)
-    if rule.space == "eps":
-        assert relative(out.eps, begun_anew(rule).push(*eps, 3, step)) < 1e-4
-    else:
-        x_0 = [step.now.x_0(NOISE, e) for e in eps]
-        assert relative(out.x_0, begun_anew(rule).push(*x_0, 3, step)) < 1e-4
+    outputs = [unet(NOISE, step.now.t, part) for part in (CONDITIONS.cond, CONDITIONS.negative)]
+    x_0 = [as_x_0(lambda *_, out=out: out, prediction)(NOISE, step.now, None) for out in outputs]
+    seen = {"x_0": x_0, "eps": [step.now.eps(NOISE, x) for x in x_0], "output": outputs}[rule.space]
+    pushed = begun_anew(rule).push(*seen, 3, step)
+    read = {"x_0": "x0", "eps": "eps", "output": prediction}[rule.space]
+    out = guided(as_x_0(unet, prediction), guidance, CONDITIONS)(NOISE, step)
+    assert relative(out.x_0, as_x_0(lambda *_: pushed, read)(NOISE, step.now, None)) < 1e-4
     assert relative(step.now.x_t(*out), NOISE) < 1e-5
 
 
 @each_rule
 def test_where_no_signal_is_left(rule: Mix) -> None:
-    step = Flow().steps(4)[0]
+    step = replace(Flow().steps(4)[0], prediction="flow")
+    if rule.space == "output":
+        velocities = [NOISE - x_0 for x_0 in (COND[0], WEAK[0])]
+        expected = NOISE - begun_anew(rule).push(*velocities, 3, step)
+        assert relative(mixed(begun_anew(rule), COND[0], WEAK[0], 3, NOISE, step), expected) < 1e-6
+    # in eps nothing can be told
+    step = replace(step, prediction="eps")
     x_0 = mixed(begun_anew(rule), COND[0], WEAK[0], 3, NOISE, step)
     assert x_0.isfinite().all()
-    if rule.space == "eps":
+    if rule.space != "x_0":
         assert relative(x_0, WEAK[0] + 3 * (COND[0] - WEAK[0])) < 1e-6
+
+
+def test_nothing_moves_on_a_flow_while_the_velocity_is_zero(unet: UNet) -> None:
+    guidance = ClassifierFree(3, OptimizedScale(zero_steps=2))
+    denoise = guided(as_x_0(unet, "flow"), guidance, CONDITIONS)
+    moments = [x_t for _, x_t, _ in ddim(denoise, NOISE, Flow(3.0).steps(4))]
+    assert relative(moments[1], NOISE) < 1e-6
+    assert relative(moments[2], NOISE) > 0.1
+
+
+def test_spatially_adaptive_is_linear_where_passes_differ_evenly() -> None:
+    even = WEAK[0] + 0.1 * torch.tensor([1.0, -2.0, 0.5, 3.0])[:, None, None]
+    assert relative(SpatiallyAdaptive().push(even, WEAK[0], 7.5, STEP), WEAK[0] + 7.5 * (even - WEAK[0])) < 1e-5
 
 
 REMEMBERING = {name: RULES[name] for name in ("apg", "smc")}

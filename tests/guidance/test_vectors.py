@@ -27,7 +27,7 @@ SETTINGS = {
     "attend_and_excite": ["guidance.words=[A]"],
 }
 NEED_WORDS = {"attend_and_excite", "cdg", "pladis", "scfg", "segmentation_free", "temperature"}
-NEED_A_GRID = {"fdg", "freeu", "sag"}
+NEED_A_GRID = {"fdg", "freeu", "sag", "samg"}
 SEEDS = (3, 4)
 
 

@@ -17,7 +17,21 @@ from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
 from diffusers.pipelines.deprecated.stable_diffusion_sag.pipeline_stable_diffusion_sag import StableDiffusionSAGPipeline
 from diffusers.utils.torch_utils import apply_freeu
 from reference import SCHEDULER, TINY_SD1, TINY_SDXL, adopt, diffusers_unet, tiny_model
-from small import CONDITIONS, FOUR, NOISE, PROMPTS, SEEDS, SHAPE, STEPS, denoised, networks, relative, run, small_unet
+from small import (
+    CONDITIONS,
+    FOUR,
+    NOISE,
+    PROMPTS,
+    SEEDS,
+    SHAPE,
+    STEPS,
+    condition,
+    denoised,
+    networks,
+    relative,
+    run,
+    small_unet,
+)
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
@@ -38,6 +52,7 @@ from guidance import (
     FreeU,
     FrequencyDecoupled,
     IndependentCondition,
+    Interval,
     Momentum,
     Multistage,
     PerpNeg,
@@ -47,13 +62,15 @@ from guidance import (
     SegmentationFree,
     SelfAttentionGuidance,
     SemanticAware,
+    SlidingMode,
     SmoothedEnergy,
     SparseCross,
     Stage,
     Table,
+    Tangential,
 )
 from guidance.branch import Guidance, begun_anew, guided
-from guidance.edits import scale_strongest_score, with_zero_token, without_zero_token
+from guidance.edits import only_at, scale_strongest_score, with_zero_token, without_zero_token
 from guidance.everywhere import entmax
 from ldm.attention import AttentionEdit, Site
 from ldm.condition import Condition, Conditions, Sizes, Span
@@ -101,7 +118,7 @@ def test_perturbed_attention_is_diffusers_processor() -> None:
 def test_perturbed_is_its_formula(unet: UNet, kind: type) -> None:
     """u + w (c - u) + s (c - p); alone c + s (c - p)."""
     step, layers = STEPS[4], ("mid_block", "up_blocks.0")
-    edit = AttentionEdit(kind(None).edit, lambda site: site.kind == "self" and site.name.startswith(layers))
+    edit = only_at(layers, AttentionEdit(kind(None).edit, lambda site: site.kind == "self", logs=kind.logs))
     c, u = (eps_of(unet, part, step) for part in (CONDITIONS.cond, CONDITIONS.negative))
     p = eps_of(unet, CONDITIONS.cond, step, edit)
     assert relative(p, c) > 1e-4
@@ -120,17 +137,18 @@ def test_smoothed_energy_blurs_queries(sigma: float, height: int, width: int) ->
     sizes = [min(size, side - (side % 2 - 1)) for side in (width, height)]
     grid = q.mT.unflatten(3, (height, width)).flatten(0, 1)
     blurred = gaussian_blur(grid, sizes, [sigma, sigma]).reshape(q.mT.shape).mT
-    weights, expected = ((queries @ k.mT * 8**-0.5).softmax(-1) for queries in (q, blurred))
-    got = SmoothedEnergy(None, sigma=sigma).edit(weights, Site("x", "self", height, width))
-    assert relative(got, expected) < 1e-5
+    for factor in (1, 300):  # scores that differ by more than float32's weights can tell
+        scores, expected = ((factor * queries @ k.mT * 8**-0.5) for queries in (q, blurred))
+        got = SmoothedEnergy(None, sigma=sigma).edit(scores.log_softmax(-1), Site("x", "self", height, width))
+        assert relative(got, expected.softmax(-1)) < 1e-5 * factor
 
 
 def test_smoothed_energy_at_its_ends() -> None:
     q, k = torch.randn(2, 2, 3, 24, 8).unbind()
-    weights, site = (q @ k.mT * 8**-0.5).softmax(-1), Site("x", "self", 4, 6)
-    assert SmoothedEnergy(None, sigma=0).edit(weights, site) is weights
-    assert relative(SmoothedEnergy(None, sigma=1e-3).edit(weights, site), weights) < 1e-5
-    whole = SmoothedEnergy(None).edit(weights, site)
+    logs, site = (q @ k.mT * 8**-0.5).log_softmax(-1), Site("x", "self", 4, 6)
+    for nothing in (0, 1e-3):
+        assert relative(SmoothedEnergy(None, sigma=nothing).edit(logs, site), logs.exp()) < 1e-5
+    whole = SmoothedEnergy(None).edit(logs, site)
     expected = (q.mean(2, keepdim=True) @ k.mT * 8**-0.5).softmax(-1).expand_as(whole)
     assert relative(whole, expected) < 1e-5
 
@@ -289,6 +307,21 @@ def test_condition_annealing_is_its_formula(unet: UNet) -> None:
             noise = CONDITIONS.noise(f"cads {i}.0 {name} tokens", (77, 16))
             for b in range(2):
                 assert relative(got.tokens[b], annealed(own.tokens[b], noise[b], gamma, 0.25, 0.7)) < 1e-5
+
+
+def test_an_image_is_annealed_by_its_own_prompt() -> None:
+    conditions = replace(CONDITIONS, encode=lambda prompts: condition(3 if isinstance(prompts, str) else 4))
+    told = ConditionAnnealed(ClassifierFree(3)).annealed(conditions, STEPS[2])
+    among = [told.encode(prompts).tokens for prompts in (["a", "b"], ["a", "c"], ["b", "c"])]
+    assert torch.equal(among[0][0], among[1][0]) and torch.equal(among[1][1], among[2][1])
+    assert not torch.equal(among[0][1], among[1][1]) and not torch.equal(among[0][0], among[2][0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_annealing_leaves_a_prompt_of_zeros(dtype: torch.dtype) -> None:
+    zeros = replace(CONDITIONS.negative, tokens=torch.zeros(2, 77, 16, dtype=dtype))
+    told = ConditionAnnealed(ClassifierFree(3), strength=0.0).annealed(replace(CONDITIONS, negative=zeros), STEPS[2])
+    assert torch.equal(told.negative.tokens, zeros.tokens)
 
 
 # --- several prompts --------------------------------------------------------------------------------------------------
@@ -487,6 +520,11 @@ def test_semantic_aware_is_the_authors_code(unet: UNet) -> None:
         assert relative(out[b], predictions["negative"][b] + 7.5 * rate * d) < 1e-4
 
 
+def test_semantic_aware_at_scale_0_is_the_negative_pass(unet: UNet) -> None:
+    guidance = SemanticAware(0, finest=2)
+    assert relative(denoised(unet, guidance, STEPS[5]).x_0, denoised(unet, ClassifierFree(0), STEPS[5]).x_0) < 1e-6
+
+
 def test_semantic_aware_says_where_it_finds_no_maps(unet: UNet) -> None:
     with pytest.raises(ValueError, match="finest=4, coarsest=8: the network has no attention so coarse"):
         denoised(unet, SemanticAware(), STEPS[5])
@@ -563,7 +601,7 @@ def test_scores_are_told_by_a_token_of_zeros() -> None:
     q, k = torch.randn(2, 2, 3, 24, 8).unbind()
     k = k[:, :, :20]
     scores, longer = q @ k.mT * 8**-0.5, F.pad(k, (0, 0, 0, 1))
-    weights, site = (q @ longer.mT * 8**-0.5).softmax(-1), Site("x", "cross", 4, 6)
+    logs, site = (q @ longer.mT * 8**-0.5).log_softmax(-1), Site("x", "cross", 4, 6)
     for argmax in ("head", "mean"):
         ranked = scores if argmax == "head" else scores.mean(1, keepdim=True).expand_as(scores)
         expected = scores.clone()
@@ -572,9 +610,9 @@ def test_scores_are_told_by_a_token_of_zeros() -> None:
                 for p in range(24):
                     strongest = 1 + int(ranked[b, h, p, 1:].argmax())
                     expected[b, h, p, strongest] *= -10
-        got = scale_strongest_score(-10.0, argmax).function(weights, site)
+        got = scale_strongest_score(-10.0, argmax).function(logs, site)
         assert relative(got[..., :-1], expected.softmax(-1)) < 1e-5 and not got[..., -1].any()
-    got = without_zero_token().function(weights, site)
+    got = without_zero_token().function(logs.exp(), site)
     assert relative(got[..., :-1], scores.softmax(-1)) < 1e-5 and not got[..., -1].any()
 
 
@@ -690,7 +728,22 @@ def test_an_edit_that_changes_nothing_leaves_the_inner_guidance(unet: UNet) -> N
         (lambda: AttendAndExcite(ClassifierFree(), stop=2), "stop=2"),
         (lambda: AttendAndExcite(ClassifierFree(), downscale=0), "downscale=0"),
         (lambda: AttendAndExcite(ClassifierFree(), refine=[[0.1]]), "refine="),
+        (lambda: AttendAndExcite(ClassifierFree(), refine=[[2, 0.5]]), "refine="),
+        (lambda: AttendAndExcite(ClassifierFree(), rounds=-3), "rounds=-3"),
         (lambda: SemanticAware(least=5.0), "least=5.0, most=3.0"),
+        (lambda: SemanticAware(ceiling=-3), "ceiling=-3"),
+        (lambda: FreeU(ClassifierFree(), b1=-2), "b1=-2"),
+        (lambda: Composable(({"prompt": "x", "weight": math.nan},)), "weight=nan"),
+        (lambda: Composable(({"prompt": "x", "wieght": 1},)), "others: each has a prompt and a weight"),
+        (lambda: SlidingMode(gain=-1.0), "gain=-1.0"),
+        (lambda: AdaptiveProjected(momentum=2.0), "momentum=2.0"),
+        (lambda: AdaptiveProjected(eta=math.nan), "eta=nan"),
+        (lambda: FrequencyDecoupled(shares=[1.0, math.nan]), "shares=nan"),
+        (lambda: Tangential(space="v"), "space=v: must be x_0, eps or output"),
+        (lambda: Ramp(end=math.nan), "end=nan"),
+        (lambda: Cosine(least=-1), "least=-1"),
+        (lambda: Beta(math.inf), "a=inf"),
+        (lambda: Scheduled(ClassifierFree(), Interval(ClassifierFree())), "must be a curve"),
         (lambda: DynamicThreshold(ClassifierFree(), limit=-1.0), "limit=-1.0"),
         (lambda: AdaptiveProjected(threshold=-1.0), "threshold=-1.0"),
         (lambda: FrequencyDecoupled(shares=[]), "shares is empty"),

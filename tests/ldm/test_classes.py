@@ -9,7 +9,8 @@ import torch
 from tiny import CLASSES, TINY, TOLD, tiny_model
 from torch import Tensor
 
-from guidance import ClassifierFree, Guidance, Multistage, guided
+from guidance import ClassifierFree, Guidance, Multistage, Probe, guided
+from guidance.edits import record
 from ldm import load_model
 from ldm.condition import Condition, Unfit
 from ldm.config import ModelConfig
@@ -87,8 +88,10 @@ def test_nothing_is_told() -> None:
         x_0 = (x - step.now.noise * eps) / step.now.signal
         x = step.to.signal * x_0 + step.to.noise * eps
     torch.testing.assert_close(plain, x, rtol=1e-4, atol=1e-4)
-    with pytest.raises(Unfit, match="told nothing: .*scale=1"):
-        drawn(model, ClassifierFree(3), ["", ""])
+    looked_at = Probe(ClassifierFree(3), record(lambda site, weights: None), "negative")
+    for guidance in (ClassifierFree(3), looked_at):
+        with pytest.raises(Unfit, match="told nothing: .*scale=1"):
+            drawn(model, guidance, ["", ""])
     with pytest.raises(Unfit, match="told nothing: leave out 'a cat'"):
         model.conditions(["", "a cat"])
 

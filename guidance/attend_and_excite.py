@@ -55,7 +55,7 @@ class AttendAndExcite(Wrapper):
             )
         if self.words is not None:
             assert not isinstance(self.words, str), f"words={self.words!r}: must be a list of words"
-            object.__setattr__(self, "words", tuple(word.lower() for word in self.words))
+            object.__setattr__(self, "words", tuple(str(word).lower() for word in self.words))
 
     def acts(self, step: Step) -> bool:
         return step.stage == 0 and step.i < self.stop * step.n

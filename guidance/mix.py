@@ -13,7 +13,7 @@ class Mix(Protocol):
     """A rule that pushes the conditional estimate away from a weaker one, whatever pass that is of.
 
     space  what `push` receives and returns: "x_0", "eps", or "output", what the network itself predicts (eps, v, or a
-           flow's velocity), as references that know one kind of network do. Linear rules read the same in all
+           flow's velocity), as most references have it. Linear rules read the same in all
     A rule that remembers is a dataclass with fields of init=False, as a guidance is: it begins anew with each sampling,
     and writes in stage 0 alone.
     """

@@ -58,7 +58,9 @@ class Beta:
     def __post_init__(self) -> None:
         for name in ("a", "b"):
             if not 1 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1, for the density to be finite")
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: must be a finite number of at least 1, for the density"
+                )
 
     def __call__(self, step: Step) -> float:
         u = step.i / max(step.n - 1, 1)

@@ -70,12 +70,7 @@ def x_0_of(out: Tensor, prediction: str, x_t: Tensor, level: Level) -> Tensor:
 
 def output_of(x_0: Tensor, prediction: str, x_t: Tensor, level: Level) -> Tensor:
     """The output of a network whose clean estimate is x_0: the inverse of `x_0_of`."""
-    if prediction == "x0":
-        return x_0
-    eps = level.eps(x_t, x_0)
-    if prediction == "v":
-        return level.signal * eps - level.noise * x_0
-    return eps if prediction == "eps" else eps - x_0
+    return x_0 if prediction == "x0" else predicted(prediction, x_0, level.eps(x_t, x_0), level.signal, level.noise)
 
 
 def prediction_in(space: str, step: Step) -> str:
@@ -87,6 +82,11 @@ def prediction_in(space: str, step: Step) -> str:
 def target(prediction: str, x_0: Tensor, eps: Tensor, signal: Tensor, noise: Tensor) -> Tensor:
     """What a network of this prediction learns: `output_of` at a level for each row, signal and noise [B]."""
     rows = (len(x_0), *[1] * (x_0.ndim - 1))
+    return predicted(prediction, x_0, eps, signal.to(x_0.dtype).reshape(rows), noise.to(x_0.dtype).reshape(rows))
+
+
+def predicted(prediction: str, x_0: Tensor, eps: Tensor, signal: Any, noise: Any) -> Tensor:
+    """What stands for x_0 and eps under a prediction; signal and noise are numbers, or tensors that broadcast."""
     if prediction == "v":
-        return signal.to(x_0.dtype).reshape(rows) * eps - noise.to(x_0.dtype).reshape(rows) * x_0
+        return signal * eps - noise * x_0
     return {"eps": eps, "x0": x_0, "flow": eps - x_0}[prediction]

@@ -97,7 +97,7 @@ def captioned(images: Sequence[Image.Image], captions: Sequence[str], columns: i
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         x, y = gap + i % columns * (cell + gap), gap + i // columns * (cell + lines * line + gap)
         canvas.paste(fit(image, cell), (x, y))
-        words = textwrap.wrap(f"{i + 1}. {caption}", 2 * cell // 13)[:lines]
+        words = textwrap.wrap(f"{i + 1}. {caption}", 2 * cell // 13, max_lines=lines, placeholder=" …")
         pen.multiline_text((x, y + cell), "\n".join(words), fill="black", font=font, spacing=1)
     return canvas
 

@@ -23,7 +23,7 @@ multistage_scale = $(OBJECTS)
 multistage_captions = $(OBJECTS)
 multistage_inner = $(OBJECTS)
 # a further part of the same sweep
-more_multistage_inner = method=cfg scale=1.5,5,10,15
+more_multistage_inner = method=cfg scale=1.5,4,5,10,15
 composition = $(OBJECTS)
 SEGFREE = dtype=bfloat16 maps=false sampler.steps=25
 segfree_vs_cfg = $(SEGFREE)
